@@ -1,0 +1,44 @@
+// Package entry holds registration entries: who, by which selectors, gets
+// which SPIFFE ID, and the index that finds the entries a caller matches
+// without looking at all of them.
+package entry
+
+import (
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/spiffe-node/spiffe-node/pkg/attest"
+)
+
+// Entry is a registration entry with the fields of SPIRE's
+// (spire.api.types.Entry). Immutable once it is in a Set.
+type Entry struct {
+	ID        string
+	SPIFFEID  spiffeid.ID
+	ParentID  spiffeid.ID
+	Selectors attest.Selectors
+	// X509SVIDTTL and JWTSVIDTTL are whole seconds; 0 = the authority's default.
+	X509SVIDTTL time.Duration
+	JWTSVIDTTL  time.Duration
+	// FederatesWith are the trust domains whose bundles the workload gets, in
+	// the order given.
+	FederatesWith []spiffeid.TrustDomain
+	// DNSNames in the order given; the first becomes the certificate's CN.
+	DNSNames   []string
+	Hint       string
+	Admin      bool
+	Downstream bool
+	StoreSVID  bool
+	// ExpiresAt is the time the entry is deleted; zero = never.
+	ExpiresAt time.Time
+	// Revision starts at 0 and grows by one with each update.
+	Revision  int64
+	CreatedAt time.Time
+	// DisableX509SVIDPrefetch leaves signing to the first caller.
+	DisableX509SVIDPrefetch bool
+	JWTSVIDIncludeJTI       bool
+	// Fallback marks an entry that yields to any other match as the default
+	// identity (ClusterSPIFFEID's fallback).
+	Fallback bool
+}
