@@ -1,0 +1,169 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/spiffe-node/spiffe-node/pkg/attest"
+)
+
+// collector gathers the problems of one configuration.
+type collector []*Problem
+
+func (c *collector) add(key, format string, args ...any) {
+	*c = append(*c, &Problem{Key: key, Text: fmt.Sprintf(format, args...)})
+}
+
+func (c *collector) oneOf(key, value string, allowed ...string) {
+	if !slices.Contains(allowed, value) {
+		c.add(key, "%q is none of %s", value, strings.Join(allowed, ", "))
+	}
+}
+
+func (c *collector) atLeast(key string, value, least int) {
+	if value < least {
+		c.add(key, "%d is less than %d", value, least)
+	}
+}
+
+func (c *collector) absolute(key, path string) {
+	if !filepath.IsAbs(path) {
+		c.add(key, "%q is not an absolute path", path)
+	}
+}
+
+// problems checks everything that can be checked without touching the system,
+// and fills in what depends on other keys.
+func (a *Agent) problems() []*Problem {
+	var c collector
+	if a.APIVersion != APIVersion {
+		c.add("apiVersion", "%q is not %q, the version this agent reads", a.APIVersion, APIVersion)
+	}
+	if a.Kind != Kind {
+		c.add("kind", "%q is not %q", a.Kind, Kind)
+	}
+	if a.TrustDomain == "" {
+		c.add("trustDomain", "is missing; set it here or with --trust-domain, such as example.org")
+	} else if _, err := spiffeid.TrustDomainFromString(a.TrustDomain); err != nil {
+		c.add("trustDomain", "%q: %v", a.TrustDomain, err)
+	}
+	c.oneOf("mode", a.Mode, ModeStandalone, ModeKubernetes)
+	a.checkNode(&c)
+	a.checkSockets(&c)
+	a.checkAuthority(&c)
+	c.oneOf("identity.x509SVIDKeyType", a.Identity.X509SVIDKeyType, "ec-p256", "ec-p384", "rsa-2048")
+	c.oneOf("identity.defaultOrder", a.Identity.DefaultOrder, "node", "spire")
+	c.atLeast("identity.maxX509SVIDs", a.Identity.MaxX509SVIDs, 1)
+	c.atLeast("identity.maxJWTSVIDs", a.Identity.MaxJWTSVIDs, 1)
+	if a.WorkloadAPI.FetchWait < 0 {
+		c.add("workloadAPI.fetchWait", "%s is negative; 0s answers at once", a.WorkloadAPI.FetchWait)
+	}
+	if a.SDS.Disabled && a.WorkloadAPI.Disabled {
+		c.add("sds.disabled", "SDS and the Workload API are both disabled; nothing would be served")
+	}
+	c.atLeast("limits.connections", a.Limits.Connections, 1)
+	c.atLeast("limits.connectionsPerUID", a.Limits.ConnectionsPerUID, 1)
+	c.atLeast("limits.connectionsPerPod", a.Limits.ConnectionsPerPod, 1)
+	c.atLeast("limits.parkedPerPod", a.Limits.ParkedPerPod, 1)
+	c.atLeast("limits.streamsPerConnection", a.Limits.StreamsPerConn, 1)
+	if a.Health.Address != "" {
+		if _, _, err := net.SplitHostPort(a.Health.Address); err != nil {
+			c.add("health.address", "%q is not host:port", a.Health.Address)
+		}
+	}
+	c.oneOf("log.level", strings.ToLower(a.Log.Level), "debug", "info", "warn", "error")
+	c.oneOf("log.format", a.Log.Format, "json", "text")
+	return c
+}
+
+func (a *Agent) checkNode(c *collector) {
+	if a.Node.Name == "" {
+		a.Node.Name = os.Getenv("MY_NODE_NAME")
+	}
+	if a.Node.Name == "" {
+		if host, err := os.Hostname(); err == nil {
+			a.Node.Name = host
+		}
+	}
+	if err := spiffeid.ValidatePathSegment(a.Node.Name); err != nil {
+		c.add("node.name", "%q cannot be part of the agent's SPIFFE ID: %v", a.Node.Name, err)
+	}
+	for i, s := range a.Node.Selectors {
+		if _, err := attest.ParseSelector(s); err != nil {
+			c.add(fmt.Sprintf("node.selectors[%d]", i), "%v", err)
+		}
+	}
+}
+
+func (a *Agent) checkSockets(c *collector) {
+	c.absolute("socket.directory", a.Socket.Directory)
+	seen := map[string]bool{}
+	for i, n := range append([]string{a.Socket.Name}, a.Socket.AlternateNames...) {
+		key := "socket.name"
+		if i > 0 {
+			key = fmt.Sprintf("socket.alternateNames[%d]", i-1)
+		}
+		switch {
+		case n == "" || n != filepath.Base(n) || strings.HasPrefix(n, "."):
+			c.add(key, "%q must be a bare file name that does not start with a dot", n)
+		case seen[n]:
+			c.add(key, "%q is named twice", n)
+		// sun_path holds 108 bytes, one of them the terminator; clients in pods use
+		// longer directories than ours, the host's own path must fit in any case.
+		case len(filepath.Join(a.Socket.Directory, n)) > 100:
+			c.add(key, "%q is longer than a unix socket path may be (100 bytes)", filepath.Join(a.Socket.Directory, n))
+		}
+		seen[n] = true
+	}
+	c.absolute("admin.socketPath", a.Admin.SocketPath)
+	outside := map[string]string{
+		"admin.socketPath":             a.Admin.SocketPath,
+		"identity.stateDirectory":      a.Identity.StateDirectory,
+		"authority.embedded.statePath": a.Authority.Embedded.StatePath,
+	}
+	for key, path := range outside {
+		if path != "" && within(a.Socket.Directory, path) {
+			c.add(key, "%q lies in socket.directory, which every pod can read; choose another directory", path)
+		}
+	}
+	if a.Identity.StateDirectory != "" {
+		c.absolute("identity.stateDirectory", a.Identity.StateDirectory)
+	}
+	if a.Mode == ModeKubernetes {
+		c.absolute("attestation.kubernetes.ledgerDirectory", a.Attestation.Kubernetes.LedgerDirectory)
+	}
+}
+
+func (a *Agent) checkAuthority(c *collector) {
+	e := &a.Authority.Embedded
+	const key = "authority.embedded."
+	c.absolute(key+"statePath", e.StatePath)
+	c.oneOf(key+"caKeyType", e.CAKeyType, "ec-p256", "ec-p384", "rsa-2048", "rsa-4096")
+	if e.JWTKeyType == "" {
+		e.JWTKeyType = e.CAKeyType
+	}
+	c.oneOf(key+"jwtKeyType", e.JWTKeyType, "ec-p256", "ec-p384", "rsa-2048", "rsa-4096")
+	if time.Duration(e.CATTL) < time.Minute {
+		c.add(key+"caTTL", "%s is shorter than 1m", e.CATTL)
+	}
+	for name, ttl := range map[string]Duration{"defaultX509SVIDTTL": e.DefaultX509SVIDTTL, "defaultJWTSVIDTTL": e.DefaultJWTSVIDTTL} {
+		if time.Duration(ttl) < time.Second {
+			c.add(key+name, "%s is shorter than 1s", ttl)
+		} else if ttl > e.CATTL {
+			c.add(key+name, "%s is longer than caTTL (%s), which would cut it short", ttl, e.CATTL)
+		}
+	}
+}
+
+// within says whether path is dir or lies below it.
+func within(dir, path string) bool {
+	rel, err := filepath.Rel(filepath.Clean(dir), filepath.Clean(path))
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
+}
