@@ -1,0 +1,48 @@
+package entry
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/spiffe-node/spiffe-node/pkg/attest"
+)
+
+// Match is the entries whose selectors are all among the caller's, in the
+// order of their insertion. It looks only at entries whose home is one of the
+// caller's selectors. Entries without selectors match nobody. Expired entries
+// are not left out: deleting them is the registry's business.
+func (s *Set) Match(selectors attest.Selectors) []*Entry {
+	var buf [16]*item
+	found := buf[:0]
+	for sel := range selectors.All() {
+		k := makeKey(hashSelector(s.lineage.seed, sel))
+		l, ok := s.homes.Get(k[:])
+		if !ok {
+			continue
+		}
+		for _, c := range l.chunks {
+			for _, it := range c {
+				if it.entry.Selectors.SubsetOf(selectors) {
+					found = append(found, it)
+				}
+			}
+		}
+	}
+	if len(found) == 0 {
+		return nil
+	}
+	slices.SortFunc(found, func(a, b *item) int { return cmp.Compare(a.row, b.row) })
+	// Two selectors of one hash share a bucket, which was then seen twice.
+	found = slices.Compact(found)
+	out := make([]*Entry, len(found))
+	for i, it := range found {
+		out[i] = it.entry
+	}
+	return out
+}
+
+// Matches says whether a caller with these selectors gets the entry: Match for
+// one entry.
+func (e *Entry) Matches(selectors attest.Selectors) bool {
+	return e.Selectors.Len() > 0 && e.Selectors.SubsetOf(selectors)
+}
