@@ -12,8 +12,19 @@ import (
 // caller's selectors. Entries without selectors match nobody. Expired entries
 // are not left out: deleting them is the registry's business.
 func (s *Set) Match(selectors attest.Selectors) []*Entry {
-	var buf [16]*item
-	found := buf[:0]
+	found := s.match(selectors)
+	if len(found) == 0 {
+		return nil
+	}
+	out := make([]*Entry, len(found))
+	for i, it := range found {
+		out[i] = it.entry
+	}
+	return out
+}
+
+func (s *Set) match(selectors attest.Selectors) []*item {
+	var found []*item
 	for sel := range selectors.All() {
 		k := makeKey(hashSelector(s.lineage.seed, sel))
 		l, ok := s.homes.Get(k[:])
@@ -28,17 +39,9 @@ func (s *Set) Match(selectors attest.Selectors) []*Entry {
 			}
 		}
 	}
-	if len(found) == 0 {
-		return nil
-	}
 	slices.SortFunc(found, func(a, b *item) int { return cmp.Compare(a.row, b.row) })
 	// Two selectors of one hash share a bucket, which was then seen twice.
-	found = slices.Compact(found)
-	out := make([]*Entry, len(found))
-	for i, it := range found {
-		out[i] = it.entry
-	}
-	return out
+	return slices.Compact(found)
 }
 
 // Matches says whether a caller with these selectors gets the entry: Match for
