@@ -1,0 +1,29 @@
+package svid
+
+import "time"
+
+// AnyFilesystem lets a test keep restart state outside tmpfs.
+func (c Config) AnyFilesystem() Config {
+	c.anyFilesystem = true
+	return c
+}
+
+// SetWallClock gives m a wall clock of its own; call it before Run.
+func (m *Manager) SetWallClock(now func() time.Time) { m.now = now }
+
+// Backoff and RenewalTime are the two draws.
+var (
+	Backoff     = backoff
+	RenewalTime = renewalTime
+)
+
+// StateName is the file name of the restart state.
+const StateName = stateName
+
+// Records is how many entries the manager holds something for, and Alarms how
+// many alarms are set.
+func (m *Manager) Records() (records, groups, alarms int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.records), len(m.groups), len(m.timers)
+}
