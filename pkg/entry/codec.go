@@ -27,7 +27,7 @@ import (
 
 const codecVersion = 1
 
-// ErrCodec: stored bytes that are no entry this program can read.
+// ErrCodec marks stored bytes that are no entry this program can read.
 var ErrCodec = errors.New("not a stored entry")
 
 type stored struct {

@@ -116,9 +116,9 @@ func TestUnmarshalErrors(t *testing.T) {
 		`{"v":1,"spiffe_id":"x"}`:          "scheme is missing",
 		`{"v":1,"selectors":["x"]}`:        "type:value",
 		`{"v":1,"federates_with":["A B"]}`: "trust domain",
-		`{"v":1,"x509_svid_ttl":1000000000000000}`:     "TTL",
-		`{"v":1,"created_at":"yesterday"}`: "yesterday",
-		"\x00\x01":                         "invalid character",
+		`{"v":1,"x509_svid_ttl":1000000000000000}`: "TTL",
+		`{"v":1,"created_at":"yesterday"}`:         "yesterday",
+		"\x00\x01":                                 "invalid character",
 	} {
 		e := full()
 		err := e.UnmarshalBinary([]byte(data))

@@ -1,6 +1,22 @@
 // Package entry holds registration entries: who, by which selectors, gets
 // which SPIFFE ID, and the index that finds the entries a caller matches
 // without looking at all of them.
+//
+// # Promise
+//
+// A Set is an immutable snapshot: whoever holds one may read it for ever, from
+// any goroutine, while others make the next one. Match answers exactly what a
+// scan of all entries would. A Scope holds exactly what one agent is
+// authorized for, whatever the order in which entries came and went.
+//
+// # Threats
+//
+// Entries come from administrators and controllers, selectors from attested
+// callers; both may hold anything a client could put on the wire. An entry
+// that should match nobody (no selectors) matches nobody; chosen selectors
+// cannot degrade the index by aiming at one hash bucket, as the hashes are
+// seeded per set; a cycle of parents ends. What is stored is read back in full
+// or refused.
 package entry
 
 import (

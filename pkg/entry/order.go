@@ -11,7 +11,7 @@ import (
 type Order int
 
 const (
-	// OrderNode: entries that are not a fallback first, then those with the
+	// OrderNode is ours: entries that are not a fallback first, then those with the
 	// most selectors, the oldest, the smallest ID.
 	OrderNode Order = iota
 	// OrderSPIRE is SPIRE Agent's: the smallest entry ID.

@@ -12,8 +12,8 @@ import (
 
 // The texts in this file are SPIRE Server's: clients compare them.
 
-// ConversionError: what a client wrote is no entry. The server answers code 3
-// and puts "failed to convert entry: " before the text.
+// ConversionError says why what a client wrote is no entry. The server answers
+// code 3 and puts "failed to convert entry: " before the text.
 type ConversionError struct{ Err error }
 
 // Error is the text without the server's prefix.
@@ -22,7 +22,7 @@ func (e *ConversionError) Error() string { return e.Err.Error() }
 // Unwrap is the cause.
 func (e *ConversionError) Unwrap() error { return e.Err }
 
-// StoreError: an entry that its store refuses. The server answers code 3 and
+// StoreError says why the store refuses an entry. The server answers code 3 and
 // puts "failed to create entry: " (or update) before the text.
 type StoreError struct{ Reason string }
 
@@ -31,8 +31,8 @@ func (e *StoreError) Error() string {
 	return "datastore-validation: invalid registration entry: " + e.Reason
 }
 
-// RepeatError: a selector or DNS name is given twice. The server answers code
-// 6 and puts "failed to create entry: " (or update) before the text.
+// RepeatError says that a selector or DNS name is given twice. The server
+// answers code 6 and puts "failed to create entry: " (or update) before the text.
 type RepeatError struct{ columns string }
 
 // Error is the text without the server's prefix.
