@@ -1,0 +1,30 @@
+package attest
+
+// Credentialed is a Process that knows the supplementary groups its process
+// had at connect(2). Without it they are read when the caller is bound.
+type Credentialed interface {
+	Process
+	// Groups are the numbers in this process's user namespace.
+	Groups() ([]uint32, error)
+}
+
+// Container is what is known of one container of a pod.
+type Container struct {
+	ID   string
+	Name string
+	// Selectors are further k8s selectors of this container (images).
+	Selectors []Selector
+}
+
+// ContainerSource is a PodSource that also knows containers. The notify of
+// Watch also tells of a pod's containers.
+type ContainerSource interface {
+	PodSource
+	// Container is what is known of a container now; false if nothing is.
+	Container(podUID, containerID string) (Container, bool)
+}
+
+// WitnessLedger is the Pod.Witness of facts from the publish ledger, the one
+// RequireLedger asks for. A source that joins several lists them separated by
+// commas.
+const WitnessLedger = "ledger"
