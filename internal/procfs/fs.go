@@ -77,10 +77,10 @@ func (f *FS) read(pid int, name string, use func([]byte) error) error {
 
 func readAll(fd int, buf []byte) ([]byte, error) {
 	for {
+		if len(buf) > maxFile {
+			return nil, ErrTooLong
+		}
 		if len(buf) == cap(buf) {
-			if cap(buf) >= maxFile {
-				return nil, ErrTooLong
-			}
 			buf = append(buf, make([]byte, max(cap(buf), 512))...)[:len(buf)]
 		}
 		n, err := unix.Read(fd, buf[len(buf):cap(buf)])
