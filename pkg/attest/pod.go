@@ -159,19 +159,25 @@ func (a *Attestor) podSelectors(f *facts) []Selector {
 	if a.requireLedger && (!f.known || !hasWitness(f.pod.Witness, WitnessLedger)) {
 		return nil
 	}
-	out := make([]Selector, 0, 5+len(f.pod.Selectors))
+	return f.pod.K8sSelectors()
+}
+
+// K8sSelectors are the selectors of the pod as a whole, in SPIRE's spelling:
+// what each caller in it has, whatever its container.
+func (p Pod) K8sSelectors() []Selector {
+	out := make([]Selector, 0, 5+len(p.Selectors))
 	for _, s := range [...]struct{ name, value string }{
-		{"pod-uid", f.pod.UID},
-		{"ns", f.pod.Namespace},
-		{"sa", f.pod.ServiceAccount},
-		{"pod-name", f.pod.Name},
-		{"node-name", f.pod.NodeName},
+		{"pod-uid", p.UID},
+		{"ns", p.Namespace},
+		{"sa", p.ServiceAccount},
+		{"pod-name", p.Name},
+		{"node-name", p.NodeName},
 	} {
 		if s.value != "" {
 			out = append(out, Selector{kind: "k8s", value: s.name + ":" + s.value})
 		}
 	}
-	return append(out, f.pod.Selectors...)
+	return append(out, p.Selectors...)
 }
 
 func hasWitness(list, want string) bool {
