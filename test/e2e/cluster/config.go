@@ -1,0 +1,78 @@
+package cluster
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+)
+
+// Version is the Kubernetes release that [Build] builds and Up runs; it is the
+// version that kubernetes/go.mod requires.
+const Version = "v1.34.4"
+
+// Addresses inside the cluster's network namespace. Nothing outside can reach
+// them, so they need not be free on the host.
+const (
+	NodeIP      = "10.88.0.1"
+	podCIDR     = "10.88.0.0/16"
+	firstPodIP  = "10.88.0.10"
+	serviceCIDR = "10.96.0.0/16"
+	apiIP       = "10.96.0.1"
+	apiPort     = 443
+	bridge      = "e2e0"
+)
+
+// Config says where a cluster lives and how long it may. The zero value is
+// usable.
+type Config struct {
+	// Dir is the scratch directory, owned by the cluster: Up empties it and
+	// Down removes it. Empty means spiffe-node-e2e below the temporary directory.
+	Dir string `json:"dir"`
+	// Cache keeps built binaries between runs. Empty means
+	// spiffe-node-e2e/<version> below the user's cache directory.
+	Cache string `json:"cache"`
+	// NodeName defaults to e2e-node.
+	NodeName string `json:"nodeName"`
+	// Detach lets the cluster outlive the process that called Up.
+	Detach bool `json:"detach"`
+	// KubeProxy adds kube-proxy, for tests that reach Services.
+	KubeProxy bool `json:"kubeProxy"`
+	// Images are archives (see [WriteImage]) to import before the node is Ready.
+	Images []string `json:"images"`
+	// Log gets progress; nil discards it.
+	Log *slog.Logger `json:"-"`
+}
+
+func (c Config) withDefaults() (Config, error) {
+	c.Dir = cmp.Or(c.Dir, filepath.Join(os.TempDir(), "spiffe-node-e2e"))
+	c.NodeName = cmp.Or(c.NodeName, "e2e-node")
+	if c.Cache == "" {
+		base, err := os.UserCacheDir()
+		if err != nil {
+			return c, fmt.Errorf("finding a cache directory for built binaries (set XDG_CACHE_HOME or HOME): %w", err)
+		}
+		c.Cache = filepath.Join(base, "spiffe-node-e2e", Version)
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	for _, p := range []*string{&c.Dir, &c.Cache} {
+		abs, err := filepath.Abs(*p)
+		if err != nil {
+			return c, fmt.Errorf("making %s absolute: %w", *p, err)
+		}
+		*p = abs
+	}
+	return c, nil
+}
+
+func (c Config) path(elem ...string) string {
+	return filepath.Join(append([]string{c.Dir}, elem...)...)
+}
+
+func (c Config) bin(name string) string { return filepath.Join(c.Cache, "bin", name) }
+
+func (c Config) pki(name string) string { return c.path("pki", name) }

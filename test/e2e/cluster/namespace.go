@@ -1,0 +1,102 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// kubeletTunables are the sysctls the kubelet insists on. They belong to the
+// whole machine, so the node gets files that already say what it wants.
+var kubeletTunables = map[string]string{
+	"vm/overcommit_memory":      "1",
+	"vm/panic_on_oom":           "0",
+	"kernel/panic":              "10",
+	"kernel/panic_on_oops":      "1",
+	"kernel/keys/root_maxkeys":  "1000000",
+	"kernel/keys/root_maxbytes": "25000000",
+}
+
+// prepareNamespaces turns fresh namespaces into a node: shared propagation, its own /proc and
+// /run, kubelet and CNI directories in the scratch directory, a bridge.
+func (c Config) prepareNamespaces() error {
+	// Private first: events must not reach the host. Then shared, in peer
+	// groups of our own, as the kubelet's Bidirectional volumes need.
+	for _, flag := range []uintptr{syscall.MS_PRIVATE, syscall.MS_SHARED} {
+		if err := syscall.Mount("", "/", "", syscall.MS_REC|flag, ""); err != nil {
+			return fmt.Errorf("setting the propagation of the node's mounts: %w", err)
+		}
+	}
+	if err := syscall.Mount("proc", "/proc", "proc", syscall.MS_NOSUID|syscall.MS_NODEV|syscall.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mounting the node's /proc: %w", err)
+	}
+	if err := syscall.Mount("tmpfs", "/run", "tmpfs", syscall.MS_NOSUID|syscall.MS_NODEV, "mode=0755"); err != nil {
+		return fmt.Errorf("mounting the node's /run: %w", err)
+	}
+	for name, value := range kubeletTunables {
+		file := c.path("sysctl", strings.ReplaceAll(name, "/", "."))
+		if err := writeFile(file, value+"\n"); err != nil {
+			return err
+		}
+		target := filepath.Join("/proc/sys", name)
+		if err := syscall.Mount(file, target, "", syscall.MS_BIND, ""); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("hiding sysctl %s: %w", name, err)
+		}
+	}
+	for name, target := range map[string]string{
+		"kubelet":        "/var/lib/kubelet",
+		"cni-state":      "/var/lib/cni",
+		"log-pods":       "/var/log/pods",
+		"log-containers": "/var/log/containers",
+	} {
+		for _, dir := range []string{c.path(name), target} {
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				return fmt.Errorf("making a directory of the node: %w", err)
+			}
+		}
+		if err := syscall.Mount(c.path(name), target, "", syscall.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mounting the node's %s: %w", target, err)
+		}
+		// A new mount takes its propagation from its source's mount; say it anyway.
+		if err := syscall.Mount("", target, "", syscall.MS_SHARED, ""); err != nil {
+			return fmt.Errorf("sharing the node's %s: %w", target, err)
+		}
+	}
+	if err := syscall.Sethostname([]byte(c.NodeName)); err != nil {
+		return fmt.Errorf("naming the node: %w", err)
+	}
+	return prepareNetwork()
+}
+
+func prepareNetwork() error {
+	for _, args := range []string{
+		"link set lo up",
+		"link add " + bridge + " type bridge",
+		"addr add " + NodeIP + "/16 dev " + bridge,
+		"link set " + bridge + " up",
+		// The service address of the API server is local: no proxy is needed for it.
+		"addr add " + apiIP + "/32 dev lo",
+		// Packets to nowhere should fail at once and not wait for a route.
+		"route add blackhole default",
+	} {
+		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
+			return fmt.Errorf("ip %s: %w: %s", args, err, strings.TrimSpace(string(out)))
+		}
+	}
+	return writeFile("/proc/sys/net/ipv4/ip_forward", "1\n")
+}
+
+func writeFile(path, content string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("making the directory of %s: %w", path, err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,140 @@
+package cluster
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"time"
+)
+
+// writePKI makes one CA and a certificate for each component in pki/, and
+// the key pair that signs service account tokens. A cluster lives for minutes;
+// the certificates for two days.
+func (c Config) writePKI() error {
+	if err := os.MkdirAll(c.pki(""), 0o700); err != nil {
+		return fmt.Errorf("making the certificate directory: %w", err)
+	}
+	ca, err := newCA()
+	if err != nil {
+		return err
+	}
+	if err := writePEM(c.pki("ca.crt"), "CERTIFICATE", ca.cert.Raw); err != nil {
+		return err
+	}
+	for _, leaf := range []struct {
+		file, name, group string
+		server            bool
+	}{
+		{file: "apiserver", name: "kube-apiserver", server: true},
+		{file: "kubelet-server", name: c.NodeName, server: true},
+		{file: "kubelet-client", name: "system:node:" + c.NodeName, group: "system:nodes"},
+		{file: "apiserver-kubelet", name: "kube-apiserver-kubelet-client", group: "system:masters"},
+		{file: "admin", name: "admin", group: "system:masters"},
+		{file: "controller-manager", name: "system:kube-controller-manager"},
+		{file: "scheduler", name: "system:kube-scheduler"},
+		{file: "proxy", name: "system:kube-proxy"},
+	} {
+		if err := ca.issue(c.pki(leaf.file), leaf.name, leaf.group, leaf.server); err != nil {
+			return fmt.Errorf("issuing the %s certificate: %w", leaf.file, err)
+		}
+	}
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return fmt.Errorf("making the service account key: %w", err)
+	}
+	if err := writeKey(c.pki("service-accounts.key"), key); err != nil {
+		return err
+	}
+	pub, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return fmt.Errorf("encoding the service account key: %w", err)
+	}
+	return writePEM(c.pki("service-accounts.pub"), "PUBLIC KEY", pub)
+}
+
+type certAuthority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newCA() (*certAuthority, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("making the CA key: %w", err)
+	}
+	tmpl := template("e2e-ca", "")
+	tmpl.IsCA = true
+	tmpl.BasicConstraintsValid = true
+	tmpl.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		return nil, fmt.Errorf("signing the CA certificate: %w", err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("parsing the CA certificate: %w", err)
+	}
+	return &certAuthority{cert: cert, key: key}, nil
+}
+
+// issue writes path.crt and path.key.
+func (ca *certAuthority) issue(path, name, group string, server bool) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	tmpl := template(name, group)
+	tmpl.KeyUsage = x509.KeyUsageDigitalSignature
+	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	if server {
+		tmpl.ExtKeyUsage = append(tmpl.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
+		tmpl.DNSNames = []string{name, "localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"}
+		tmpl.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.ParseIP(apiIP), net.ParseIP(NodeIP)}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, ca.cert, key.Public(), ca.key)
+	if err != nil {
+		return err
+	}
+	if err := writePEM(path+".crt", "CERTIFICATE", der); err != nil {
+		return err
+	}
+	return writeKey(path+".key", key)
+}
+
+func template(name, group string) *x509.Certificate {
+	serial, _ := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127)) // never fails since Go 1.24
+	t := &x509.Certificate{
+		SerialNumber: serial,
+		Subject:      pkix.Name{CommonName: name},
+		NotBefore:    time.Now().Add(-time.Minute),
+		NotAfter:     time.Now().Add(48 * time.Hour),
+	}
+	if group != "" {
+		t.Subject.Organization = []string{group}
+	}
+	return t
+}
+
+func writeKey(path string, key crypto.PrivateKey) error {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return fmt.Errorf("encoding %s: %w", path, err)
+	}
+	return writePEM(path, "PRIVATE KEY", der)
+}
+
+func writePEM(path, kind string, der []byte) error {
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	return nil
+}
