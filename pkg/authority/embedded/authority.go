@@ -1,0 +1,162 @@
+package embedded
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/spiffe-node/spiffe-node/pkg/authority"
+	"github.com/spiffe-node/spiffe-node/pkg/entry"
+)
+
+// Periods of the jobs in Run; SPIRE Server's.
+const (
+	rotatePeriod      = 10 * time.Second
+	pruneEntryPeriod  = 5 * time.Minute
+	pruneBundlePeriod = 6 * time.Hour
+)
+
+// Authority is the embedded authority. Build one with Open, keep Run running,
+// and Close it at the end. All methods are safe for concurrent use; those that
+// change something return when the change is durable and visible to readers.
+type Authority struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *Metrics
+	count   signCounters
+
+	// What readers see: immutable values, replaced whole after their change is
+	// durable.
+	entries *latest[*entry.Set]
+	bundles *latest[*bundleBook]
+	agents  *latest[*agentBook]
+	journal atomic.Pointer[journal]
+
+	closed    chan struct{}
+	closeOnce sync.Once
+
+	// mu is held during a change, from reading the present state to
+	// publishing the new one; it guards the store and every set above.
+	mu    sync.Mutex
+	store store
+}
+
+var _ authority.Authority = (*Authority)(nil)
+
+// Open reads the state file, or creates it with a new CA, and leaves the
+// authority ready to sign. A state whose CA has expired is opened too; if its
+// successor cannot be stored, signing answers authority.ErrNotReady until it
+// can. Errors wrap ErrCorrupt, ErrLocked, ErrForeign or ErrNewer where they
+// apply; the state file is then as it was.
+func Open(cfg Config) (*Authority, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, fmt.Errorf("embedded authority: %w", err)
+	}
+	start := time.Now()
+	s, err := openBolt(cfg.StatePath, cfg.TrustDomain, cfg.LockTimeout)
+	if err != nil {
+		return nil, fmt.Errorf("embedded authority: %w", err)
+	}
+	a, err := open(cfg, s)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("embedded authority: %w", err), s.close())
+	}
+	if s.readOnly {
+		a.log.Warn("state file is read-only; entries cannot be changed and the CA cannot be rotated", "path", cfg.StatePath)
+	}
+	a.log.Info("embedded authority opened", "path", cfg.StatePath, "trust_domain", cfg.TrustDomain.Name(),
+		"entries", a.Set().Len(), "took", time.Since(start))
+	return a, nil
+}
+
+// open builds the authority on a store, which it does not close on error. cfg
+// is complete.
+func open(cfg Config, s store) (*Authority, error) {
+	a := &Authority{
+		cfg: cfg, log: cfg.Logger, metrics: cfg.Metrics,
+		count: newSignCounters(cfg.Metrics), closed: make(chan struct{}), store: s,
+	}
+	if err := a.load(); err != nil {
+		return nil, err
+	}
+	if longest := min(cfg.CATTL/6, 7*24*time.Hour); cfg.DefaultX509SVIDTTL > longest {
+		a.log.Warn("default X509-SVID TTL is longer than the CA's last stretch; SVIDs issued shortly before a rotation will be shorter",
+			"ttl", cfg.DefaultX509SVIDTTL, "longest", longest)
+	}
+	if err := a.rotate(time.Now()); err != nil {
+		if a.journal.Load().x509.current == nil {
+			return nil, fmt.Errorf("make the first CA: %w", err)
+		}
+		a.log.Error("cannot rotate the CA at start; trying again", "error", err)
+	}
+	return a, nil
+}
+
+// TrustDomain is the authority's trust domain.
+func (a *Authority) TrustDomain() spiffeid.TrustDomain { return a.cfg.TrustDomain }
+
+// Run rotates the CA, deletes expired entries and prunes the bundle until ctx
+// ends, then returns nil. Faults are logged and tried again.
+func (a *Authority) Run(ctx context.Context) error {
+	// With a CA of minutes the usual period would be a good part of its life.
+	rotation := time.NewTicker(min(rotatePeriod, a.cfg.CATTL/60))
+	defer rotation.Stop()
+	// The first pass comes after a whole period, not at once: a clock that is
+	// wrong at boot gets the time to be set right before anything is deleted.
+	entries := time.NewTicker(pruneEntryPeriod)
+	defer entries.Stop()
+	bundle := time.NewTicker(pruneBundlePeriod)
+	defer bundle.Stop()
+	for {
+		var what string
+		var err error
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.closed:
+			return nil
+		case <-rotation.C:
+			what, err = "rotate the CA", a.rotate(time.Now())
+		case <-entries.C:
+			what, err = "delete expired entries", a.pruneEntries(time.Now())
+		case <-bundle.C:
+			what, err = "prune the trust bundle", a.pruneBundle(time.Now())
+		}
+		if err != nil {
+			a.log.Error("embedded authority: background job failed; it runs again", "job", what, "error", err)
+		}
+	}
+}
+
+// Close lets go of the state file. Waiting calls and later ones fail with
+// authority.ErrNotReady. It may be called twice.
+func (a *Authority) Close() error {
+	var err error
+	a.closeOnce.Do(func() {
+		close(a.closed)
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		err = a.store.close()
+	})
+	return err
+}
+
+// commit makes changes durable. The caller holds mu and publishes afterwards.
+func (a *Authority) commit(changes ...change) error {
+	select {
+	case <-a.closed:
+		return errClosed
+	default:
+	}
+	start := time.Now()
+	err := a.store.apply(changes)
+	a.metrics.wrote(start, err)
+	return err
+}

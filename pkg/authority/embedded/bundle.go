@@ -1,0 +1,160 @@
+package embedded
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Root is an X.509 authority of a trust bundle.
+type Root struct {
+	Certificate *x509.Certificate
+	Tainted     bool
+}
+
+// JWTKey is a public key that JWT-SVIDs are verified with.
+type JWTKey struct {
+	ID        string
+	PublicKey []byte    // PKIX DER
+	ExpiresAt time.Time // zero = not known
+	Tainted   bool
+}
+
+// Bundle is the trust bundle of one trust domain. Immutable once handed to or
+// by the authority.
+type Bundle struct {
+	TrustDomain spiffeid.TrustDomain
+	X509        []Root
+	JWT         []JWTKey
+	RefreshHint time.Duration // whole seconds
+	Sequence    uint64
+}
+
+// bundleState is a stored bundle with what is derived from it.
+type bundleState struct {
+	row int64
+	*Bundle
+	spiffe  *spiffebundle.Bundle
+	encoded []byte // without frame
+}
+
+func (b *Bundle) clone() *Bundle {
+	c := *b
+	c.X509, c.JWT = slices.Clone(b.X509), slices.Clone(b.JWT)
+	return &c
+}
+
+// authorityID is the lowercase hex of the subject key identifier.
+func (r Root) authorityID() string { return hex.EncodeToString(r.Certificate.SubjectKeyId) }
+
+// spiffeBundle is the bundle in go-spiffe's form. Tainted authorities are in
+// it: they count until they are revoked.
+func (b *Bundle) spiffeBundle() (*spiffebundle.Bundle, error) {
+	out := spiffebundle.New(b.TrustDomain)
+	for _, r := range b.X509 {
+		out.AddX509Authority(r.Certificate)
+	}
+	for _, k := range b.JWT {
+		pub, err := x509.ParsePKIXPublicKey(k.PublicKey)
+		if err != nil {
+			return nil, fmt.Errorf("JWT authority %q: %w", k.ID, err)
+		}
+		if err := out.AddJWTAuthority(k.ID, pub); err != nil {
+			return nil, fmt.Errorf("JWT authority %q: %w", k.ID, err)
+		}
+	}
+	out.SetSequenceNumber(b.Sequence)
+	if b.RefreshHint > 0 {
+		out.SetRefreshHint(b.RefreshHint)
+	}
+	return out, nil
+}
+
+// newBundleState derives everything from a bundle, which it does not check
+// beyond what that takes.
+func newBundleState(row int64, b *Bundle) (*bundleState, error) {
+	spiffe, err := b.spiffeBundle()
+	if err != nil {
+		return nil, err
+	}
+	encoded, err := encodeBundle(b)
+	if err != nil {
+		return nil, err
+	}
+	return &bundleState{row: row, Bundle: b, spiffe: spiffe, encoded: encoded}, nil
+}
+
+func (s *bundleState) sameContent(o *bundleState) bool { return bytes.Equal(s.encoded, o.encoded) }
+
+func (s *bundleState) change() change { return put(bucketBundles, rowKey(s.row), s.encoded) }
+
+// The stored form.
+type (
+	bundleRecord struct {
+		TrustDomain spiffeid.TrustDomain `json:"trust_domain"`
+		X509        []rootRecord         `json:"x509,omitempty"`
+		JWT         []jwtKeyRecord       `json:"jwt,omitempty"`
+		RefreshHint int64                `json:"refresh_hint,omitempty"` // seconds
+		Sequence    uint64               `json:"sequence"`
+	}
+	rootRecord struct {
+		DER     []byte `json:"der"`
+		Tainted bool   `json:"tainted,omitempty"`
+	}
+	jwtKeyRecord struct {
+		ID        string    `json:"id"`
+		PublicKey []byte    `json:"public_key"`
+		ExpiresAt time.Time `json:"expires_at,omitzero"`
+		Tainted   bool      `json:"tainted,omitempty"`
+	}
+)
+
+func encodeBundle(b *Bundle) ([]byte, error) {
+	rec := bundleRecord{TrustDomain: b.TrustDomain, RefreshHint: int64(b.RefreshHint / time.Second), Sequence: b.Sequence}
+	for _, r := range b.X509 {
+		rec.X509 = append(rec.X509, rootRecord{r.Certificate.Raw, r.Tainted})
+	}
+	for _, k := range b.JWT {
+		rec.JWT = append(rec.JWT, jwtKeyRecord{k.ID, k.PublicKey, k.ExpiresAt.UTC(), k.Tainted})
+	}
+	out, err := json.Marshal(rec)
+	if err != nil {
+		return nil, fmt.Errorf("encode bundle of %s: %w", b.TrustDomain, err)
+	}
+	return out, nil
+}
+
+// maxSeconds keeps stored durations within time.Duration.
+const maxSeconds = 1 << 33
+
+func decodeBundle(content []byte) (*Bundle, error) {
+	var rec bundleRecord
+	if err := unmarshalStrict(content, &rec); err != nil {
+		return nil, err
+	}
+	if rec.TrustDomain.IsZero() {
+		return nil, errNoTrustDomain
+	}
+	if rec.RefreshHint < 0 || rec.RefreshHint > maxSeconds {
+		return nil, fmt.Errorf("refresh hint of %d s", rec.RefreshHint)
+	}
+	b := &Bundle{TrustDomain: rec.TrustDomain, RefreshHint: time.Duration(rec.RefreshHint) * time.Second, Sequence: rec.Sequence}
+	for i, r := range rec.X509 {
+		cert, err := x509.ParseCertificate(r.DER)
+		if err != nil {
+			return nil, fmt.Errorf("X.509 authority %d: %w", i, err)
+		}
+		b.X509 = append(b.X509, Root{cert, r.Tainted})
+	}
+	for _, k := range rec.JWT {
+		b.JWT = append(b.JWT, JWTKey(k))
+	}
+	return b, nil
+}

@@ -1,0 +1,104 @@
+package embedded_test
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"log/slog"
+	"path/filepath"
+	"testing"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/spiffe-node/spiffe-node/pkg/attest"
+	"github.com/spiffe-node/spiffe-node/pkg/authority"
+	"github.com/spiffe-node/spiffe-node/pkg/authority/embedded"
+	"github.com/spiffe-node/spiffe-node/pkg/entry"
+)
+
+var (
+	td    = spiffeid.RequireTrustDomainFromString("example.org")
+	other = spiffeid.RequireTrustDomainFromString("other.org")
+	node  = spiffeid.RequireFromPath(td, "/spire/agent/local/n1")
+)
+
+func id(path string) spiffeid.ID { return spiffeid.RequireFromPath(td, path) }
+
+func newEntry(path string, selectors ...string) *entry.Entry {
+	if len(selectors) == 0 {
+		selectors = []string{"unix:uid:0"}
+	}
+	return &entry.Entry{SPIFFEID: id(path), ParentID: node, Selectors: attest.MustSelectors(selectors...)}
+}
+
+// testConfig is for a state in a new directory.
+func testConfig(t testing.TB) embedded.Config {
+	t.Helper()
+	return embedded.Config{
+		TrustDomain: td,
+		StatePath:   filepath.Join(t.TempDir(), "state", "authority.db"),
+		LockTimeout: 1,
+		Logger:      slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}
+}
+
+// start opens an authority that is closed with the test.
+func start(t testing.TB, cfg embedded.Config) *embedded.Authority {
+	t.Helper()
+	a, err := embedded.Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return a
+}
+
+func mustCreate(t testing.TB, a *embedded.Authority, e *entry.Entry) *entry.Entry {
+	t.Helper()
+	stored, err := a.CreateEntry(context.Background(), e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stored
+}
+
+func newKey(t testing.TB) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func newCSR(t testing.TB, key crypto.Signer, template x509.CertificateRequest) []byte {
+	t.Helper()
+	der, err := x509.CreateCertificateRequest(rand.Reader, &template, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+// sign asks for an SVID as the node does.
+func sign(t testing.TB, a *embedded.Authority, e *entry.Entry) *x509.Certificate {
+	t.Helper()
+	issued, err := a.SignX509(context.Background(), authority.X509Request{
+		EntryID: e.ID, SPIFFEID: e.SPIFFEID, CSR: newCSR(t, newKey(t), x509.CertificateRequest{}), DNSNames: e.DNSNames,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(issued.Chain[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
