@@ -1,0 +1,69 @@
+package sds
+
+import (
+	"fmt"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/encoding"
+	protocodec "google.golang.org/grpc/encoding/proto" // registers the codec that ours passes messages on to
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// message is an encoded response. With Codec it goes to the wire as it is;
+// any other codec sees an ordinary protobuf message, decoded when asked for.
+type message struct {
+	data  mem.BufferSlice
+	delta bool
+}
+
+// ProtoReflect makes message work without Codec.
+func (m *message) ProtoReflect() protoreflect.Message {
+	full := m.full()
+	return full.ProtoReflect()
+}
+
+func (m *message) full() proto.Message {
+	var full proto.Message = new(discoveryv3.DiscoveryResponse)
+	if m.delta {
+		full = new(discoveryv3.DeltaDiscoveryResponse)
+	}
+	if err := proto.Unmarshal(m.data.Materialize(), full); err != nil {
+		panic(fmt.Sprintf("sds: own response does not decode: %v", err)) // recovered at the call's edge
+	}
+	return full
+}
+
+// lean is a request that reads itself from protobuf bytes and keeps only what
+// counts.
+type lean interface{ unmarshal(b []byte) error }
+
+type codec struct{ encoding.CodecV2 }
+
+// Codec is gRPC's protobuf codec with a short cut for the messages of this
+// package: responses are sent as the shared bytes they are, and of requests
+// only the fields that count are read (an Envoy's first request carries a node
+// description of tens of kilobytes). All other messages are left to the
+// standard codec. The services here work without it, but slower. Use it with
+// grpc.ForceServerCodecV2.
+func Codec() encoding.CodecV2 { return codec{encoding.GetCodecV2(protocodec.Name)} }
+
+// Marshal implements encoding.CodecV2.
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	if m, ok := v.(*message); ok {
+		return m.data, nil
+	}
+	return c.CodecV2.Marshal(v)
+}
+
+// Unmarshal implements encoding.CodecV2.
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	m, ok := v.(lean)
+	if !ok {
+		return c.CodecV2.Unmarshal(data, v)
+	}
+	buf := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	defer buf.Free()
+	return m.unmarshal(buf.ReadOnlyData())
+}

@@ -1,0 +1,192 @@
+package sds
+
+import (
+	"fmt"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/spiffe-node/spiffe-node/pkg/svid"
+)
+
+// Outcome is what an event led to.
+type Outcome struct {
+	SotW    *discoveryv3.DiscoveryResponse
+	Delta   *discoveryv3.DeltaDiscoveryResponse
+	Cause   string
+	Verdict string
+	Text    string // of a NACK
+	Unknown []string
+	Late    []string
+	Narrow  bool
+	End     error
+}
+
+func outcome(c *core, a action, delta bool) (out Outcome) {
+	out = Outcome{
+		Cause: a.cause, Verdict: a.verdict.String(), Text: a.rejects.message,
+		Unknown: a.unknown, Late: c.late, Narrow: a.narrow, End: a.end,
+	}
+	if a.send != nil {
+		full := (&message{data: a.send, delta: delta}).full()
+		out.SotW, _ = full.(*discoveryv3.DiscoveryResponse)
+		out.Delta, _ = full.(*discoveryv3.DeltaDiscoveryResponse)
+	}
+	return out
+}
+
+// SotW drives the state machine of StreamSecrets.
+type SotW struct{ m *stream }
+
+func newResolver(names Names, plain bool) *resolver {
+	n, _, err := names.parse()
+	if err != nil {
+		panic(err)
+	}
+	return &resolver{names: n, plain: plain, bodies: new(bodies)}
+}
+
+func NewSotW(names Names, plain bool) SotW {
+	return SotW{&stream{core: core{r: newResolver(names, plain)}}}
+}
+
+// RequestBytes is what the server does with bytes from the wire; ok is false
+// if it refuses them.
+func (s SotW) RequestBytes(b []byte, u *svid.Update) (out Outcome, ok bool) {
+	q := new(request)
+	if err := q.unmarshal(b); err != nil {
+		return out, false
+	}
+	if err := checkRequest(q.typeURL, q.limits()); err != nil {
+		return out, false
+	}
+	return outcome(&s.m.core, s.m.request(q, u), false), true
+}
+
+func (s SotW) Request(q *discoveryv3.DiscoveryRequest, u *svid.Update) Outcome {
+	b, err := proto.Marshal(q)
+	if err != nil {
+		panic(err)
+	}
+	out, ok := s.RequestBytes(b, u)
+	if !ok {
+		panic("request refused")
+	}
+	return out
+}
+
+func (s SotW) Update(u *svid.Update) Outcome {
+	return outcome(&s.m.core, s.m.update(u), false)
+}
+
+// FoldOnly is Update without decoding the response, for benchmarks.
+func (s SotW) FoldOnly(u *svid.Update) bool { return s.m.update(u).send != nil }
+
+// Delta drives the state machine of DeltaSecrets.
+type Delta struct{ m *delta }
+
+func NewDelta(names Names, plain bool) Delta {
+	return Delta{&delta{core: core{r: newResolver(names, plain)}}}
+}
+
+func (d Delta) RequestBytes(b []byte, u *svid.Update) (out Outcome, ok bool) {
+	q := new(deltaRequest)
+	if err := q.unmarshal(b); err != nil {
+		return out, false
+	}
+	if err := checkRequest(q.typeURL, q.limits()); err != nil {
+		return out, false
+	}
+	return outcome(&d.m.core, d.m.request(q, u), true), true
+}
+
+func (d Delta) Request(q *discoveryv3.DeltaDiscoveryRequest, u *svid.Update) Outcome {
+	b, err := proto.Marshal(q)
+	if err != nil {
+		panic(err)
+	}
+	out, ok := d.RequestBytes(b, u)
+	if !ok {
+		panic("request refused")
+	}
+	return out
+}
+
+func (d Delta) Update(u *svid.Update) Outcome {
+	return outcome(&d.m.core, d.m.update(u), true)
+}
+
+// ReadRequest shows what the hand-written reader and the full decoder make of
+// the same bytes.
+func ReadRequest(b []byte) (hand, full string, handErr, fullErr error) {
+	q := new(request)
+	handErr = q.unmarshal(b)
+	p := &request{full: new(discoveryv3.DiscoveryRequest)}
+	if fullErr = proto.Unmarshal(b, p.full); fullErr == nil {
+		p.settle()
+	}
+	show := func(q *request) string {
+		return fmt.Sprintf("%q %v %+v %q %q %v", q.version, showNode(q.node), q.names, q.typeURL, q.nonce, showNack(q.nack))
+	}
+	return show(q), show(p), handErr, fullErr
+}
+
+// ReadDelta is ReadRequest for delta requests.
+func ReadDelta(b []byte) (hand, full string, handErr, fullErr error) {
+	q := new(deltaRequest)
+	handErr = q.unmarshal(b)
+	p := &deltaRequest{full: new(discoveryv3.DeltaDiscoveryRequest)}
+	if fullErr = proto.Unmarshal(b, p.full); fullErr == nil {
+		p.settle()
+	}
+	show := func(q *deltaRequest) string {
+		return fmt.Sprintf("%v %q %+v %+v %v %q %v", showNode(q.node), q.typeURL, q.subscribe, q.unsubscribe, q.initial, q.nonce, showNack(q.nack))
+	}
+	return show(q), show(p), handErr, fullErr
+}
+
+// ReadNode is ReadRequest for the node alone, and whether it wants the plain
+// form.
+func ReadNode(b []byte) (plain bool, ok bool) {
+	n, err := parseNode(nil, b)
+	if err != nil {
+		return false, false
+	}
+	return n.plain(false), true
+}
+
+func showNode(n *node) string {
+	if n == nil {
+		return "none"
+	}
+	disable := "unset"
+	if n.disable != nil {
+		disable = fmt.Sprint(*n.disable)
+	}
+	return fmt.Sprintf("%s %v %d.%d", disable, n.hasVersion, n.major, n.minor)
+}
+
+func showNack(n *nack) string {
+	if n == nil {
+		return "none"
+	}
+	return fmt.Sprintf("%d %q", n.code, n.message)
+}
+
+// Means says what a name stands for, for the name parser's fuzz test.
+func Means(names Names, name string) (ours bool) {
+	return newResolver(names, false).target(name).means != meansNothing
+}
+
+// Cached is how many encoded SVIDs and bundles are held.
+func (s *Server) Cached() (svids, bundles int) {
+	return s.resolve.bodies.svids.len(), s.resolve.bodies.bundles.len()
+}
+
+// EncodeSVID is the encoding of one SVID, uncached.
+func EncodeSVID(s *svid.X509SVID) int { return encodeCertificate(s).size }
+
+// Parked is how many late names a stream has, for tests of the server.
+const ErrWithdrawnText = "identity withdrawn"
+
+var ErrWithdrawn = errWithdrawn
