@@ -27,9 +27,9 @@ func (c *collector) oneOf(key, value string, allowed ...string) {
 	}
 }
 
-func (c *collector) atLeast(key string, value, least int) {
-	if value < least {
-		c.add(key, "%d is less than %d", value, least)
+func (c *collector) positive(key string, value int) {
+	if value < 1 {
+		c.add(key, "%d is less than 1", value)
 	}
 }
 
@@ -60,19 +60,19 @@ func (a *Agent) problems() []*Problem {
 	a.checkAuthority(&c)
 	c.oneOf("identity.x509SVIDKeyType", a.Identity.X509SVIDKeyType, "ec-p256", "ec-p384", "rsa-2048")
 	c.oneOf("identity.defaultOrder", a.Identity.DefaultOrder, "node", "spire")
-	c.atLeast("identity.maxX509SVIDs", a.Identity.MaxX509SVIDs, 1)
-	c.atLeast("identity.maxJWTSVIDs", a.Identity.MaxJWTSVIDs, 1)
+	c.positive("identity.maxX509SVIDs", a.Identity.MaxX509SVIDs)
+	c.positive("identity.maxJWTSVIDs", a.Identity.MaxJWTSVIDs)
 	if a.WorkloadAPI.FetchWait < 0 {
 		c.add("workloadAPI.fetchWait", "%s is negative; 0s answers at once", a.WorkloadAPI.FetchWait)
 	}
 	if a.SDS.Disabled && a.WorkloadAPI.Disabled {
 		c.add("sds.disabled", "SDS and the Workload API are both disabled; nothing would be served")
 	}
-	c.atLeast("limits.connections", a.Limits.Connections, 1)
-	c.atLeast("limits.connectionsPerUID", a.Limits.ConnectionsPerUID, 1)
-	c.atLeast("limits.connectionsPerPod", a.Limits.ConnectionsPerPod, 1)
-	c.atLeast("limits.parkedPerPod", a.Limits.ParkedPerPod, 1)
-	c.atLeast("limits.streamsPerConnection", a.Limits.StreamsPerConn, 1)
+	c.positive("limits.connections", a.Limits.Connections)
+	c.positive("limits.connectionsPerUID", a.Limits.ConnectionsPerUID)
+	c.positive("limits.connectionsPerPod", a.Limits.ConnectionsPerPod)
+	c.positive("limits.parkedPerPod", a.Limits.ParkedPerPod)
+	c.positive("limits.streamsPerConnection", a.Limits.StreamsPerConn)
 	if a.Health.Address != "" {
 		if _, _, err := net.SplitHostPort(a.Health.Address); err != nil {
 			c.add("health.address", "%q is not host:port", a.Health.Address)

@@ -111,13 +111,13 @@ func TestListenAdoptsSocketsOfOthers(t *testing.T) {
 }
 
 func TestListenRefusesWhatIsNotASocket(t *testing.T) {
-	for name, make := range map[string]func(path string) error{
+	for name, create := range map[string]func(path string) error{
 		"file":      func(p string) error { return os.WriteFile(p, []byte("precious"), 0o600) },
 		"directory": func(p string) error { return os.Mkdir(p, 0o700) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			if err := make(filepath.Join(dir, "api.sock")); err != nil {
+			if err := create(filepath.Join(dir, "api.sock")); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := sockdir.Listen(dir, "socket", "api.sock"); err == nil || !strings.Contains(err.Error(), "api.sock") {
@@ -131,9 +131,9 @@ func TestListenRefusesWhatIsNotASocket(t *testing.T) {
 }
 
 func TestListenRefusesALinkedDirectory(t *testing.T) {
-	real := t.TempDir()
+	target := t.TempDir()
 	link := filepath.Join(t.TempDir(), "link")
-	if err := os.Symlink(real, link); err != nil {
+	if err := os.Symlink(target, link); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := sockdir.Listen(link, "socket"); err == nil || !strings.Contains(err.Error(), "not a link") {
@@ -162,7 +162,7 @@ func TestListenOnReadOnlyDirectory(t *testing.T) {
 		return
 	}
 	dir := t.TempDir()
-	if err := os.Chmod(dir, 0o500); err != nil { //nolint:gosec // test
+	if err := os.Chmod(dir, 0o500); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := sockdir.Listen(dir, "socket"); err == nil || !strings.Contains(err.Error(), fs.ErrPermission.Error()) {
