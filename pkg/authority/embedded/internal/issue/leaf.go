@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math/big"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -42,6 +43,23 @@ type Draft struct {
 // leafName is the subject of an X509-SVID without DNS names.
 var leafName = pkix.Name{Country: []string{"US"}, Organization: []string{"SPIRE"}}
 
+// plainSubject is leafName encoded: most certificates have it.
+var plainSubject = sync.OnceValues(func() ([]byte, error) { return asn1.Marshal(leafName.ToRDNSequence()) })
+
+func (l *Leaf) subject() ([]byte, error) {
+	if l.Subject == nil && len(l.DNSNames) == 0 {
+		return plainSubject()
+	}
+	name := leafName
+	if l.Subject != nil {
+		name = *l.Subject
+	}
+	if len(l.DNSNames) > 0 {
+		name.CommonName = l.DNSNames[0]
+	}
+	return asn1.Marshal(name.ToRDNSequence())
+}
+
 var (
 	errWrongIssuer = errors.New("draft was prepared by another issuer or is used up")
 	maxSerial      = new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), 128), big.NewInt(1))
@@ -63,14 +81,7 @@ func (i *Issuer) PrepareLeaf(l Leaf) (*Draft, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a serial number: %w", err)
 	}
-	name := leafName
-	if l.Subject != nil {
-		name = *l.Subject
-	}
-	if len(l.DNSNames) > 0 {
-		name.CommonName = l.DNSNames[0]
-	}
-	subject, err := asn1.Marshal(name.ToRDNSequence())
+	subject, err := l.subject()
 	if err != nil {
 		return nil, fmt.Errorf("encode the subject: %w", err)
 	}
