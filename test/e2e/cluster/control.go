@@ -85,10 +85,15 @@ func (c *Cluster) control(ctx context.Context, method, path string, into any) er
 	if res.StatusCode != http.StatusOK {
 		return fmt.Errorf("cluster: %s: %s", path, bytes.TrimSpace(body))
 	}
-	if into != nil {
+	switch into := into.(type) {
+	case nil:
+		return nil
+	case *string:
+		*into = string(body)
+		return nil
+	default:
 		return json.Unmarshal(body, into)
 	}
-	return nil
 }
 
 // Status reports which components run.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
@@ -117,17 +118,19 @@ func (c *Cluster) Restart(ctx context.Context, name string) error {
 	return Poll(ctx, 100*time.Millisecond, func(ctx context.Context) error {
 		switch {
 		case name == "kube-apiserver":
-			return c.API(ctx, "GET", "/readyz", nil, nil)
+			return c.API(ctx, http.MethodGet, "/readyz", nil, nil)
 		case health != "":
-			return c.httpOnNode(ctx, health)
+			_, err := c.HTTP(ctx, health)
+			return err
 		}
 		return nil
 	})
 }
 
-// httpOnNode asks for url from the node's network namespace.
-func (c *Cluster) httpOnNode(ctx context.Context, url string) error {
-	return c.control(ctx, "GET", "/probe?url="+queryEscape(url), nil)
+// HTTP gets url as a process on the node would, pods' addresses included.
+func (c *Cluster) HTTP(ctx context.Context, url string) (string, error) {
+	var text string
+	return text, c.control(ctx, http.MethodGet, "/probe?url="+queryEscape(url), &text)
 }
 
 func output(cmd *exec.Cmd) (string, error) {

@@ -1,0 +1,95 @@
+// Package e2e_test runs the bundle on a real kubelet. It needs root and what
+// run.sh installs and builds.
+package e2e_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/spiffe-node/spiffe-node/test/e2e/cluster"
+)
+
+const (
+	productImage = "spiffe-node.test/spiffe-node:e2e"
+	probeImage   = "spiffe-node.test/probe:e2e"
+)
+
+// node is the cluster that all tests share.
+var node *cluster.Cluster
+
+func TestMain(m *testing.M) {
+	if code, ran := cluster.Main(); ran {
+		os.Exit(code)
+	}
+	code, err := run(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func run(m *testing.M) (int, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute)
+	defer cancel()
+	cfg := cluster.Config{Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Dir: os.Getenv("E2E_CLUSTER_DIR")}
+	if err := cluster.BuildAll(ctx, cfg, "."); err != nil {
+		return 1, err
+	}
+	built, err := os.MkdirTemp("", "spiffe-node-e2e-images")
+	if err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(built)
+	if cfg.Images, err = buildImages(ctx, built); err != nil {
+		return 1, err
+	}
+	if node, err = cluster.Up(ctx, cfg); err != nil {
+		return 1, err
+	}
+	code := m.Run()
+	if keep := os.Getenv("E2E_KEEP"); keep != "" {
+		fmt.Fprintf(os.Stderr, "e2e: keeping the cluster for %s; KUBECONFIG=%s\n", keep, node.Kubeconfig())
+		if wait, err := time.ParseDuration(keep); err == nil {
+			time.Sleep(wait)
+		}
+	}
+	return code, node.Close(context.WithoutCancel(ctx))
+}
+
+// rigOnly is for work on the rig: the product is neither built nor tested.
+func rigOnly() bool { return os.Getenv("E2E_RIG_ONLY") != "" }
+
+// buildImages builds the product and the probe and returns their archives.
+func buildImages(ctx context.Context, dir string) ([]string, error) {
+	product := cluster.Image{Name: productImage, Files: map[string]string{}}
+	commands := []string{"sds-agent", "csi-driver", "kubectl-spiffe"}
+	if rigOnly() {
+		commands = nil
+	}
+	for _, name := range commands {
+		bin := filepath.Join(dir, name)
+		if err := cluster.BuildStatic(ctx, "../..", "./cmd/"+name, bin); err != nil {
+			return nil, err
+		}
+		product.Files["/"+name] = bin
+	}
+	if err := cluster.BuildStatic(ctx, ".", "./cmd/probe", filepath.Join(dir, "probe")); err != nil {
+		return nil, err
+	}
+	workload := cluster.Image{Name: probeImage, Files: map[string]string{"/probe": filepath.Join(dir, "probe")}, Entrypoint: []string{"/probe"}, User: "1337:1337"}
+	var files []string
+	for _, img := range []cluster.Image{product, workload} {
+		file := filepath.Join(dir, fmt.Sprintf("image-%d.tar", len(files)))
+		if err := cluster.WriteImage(file, img); err != nil {
+			return nil, err
+		}
+		files = append(files, file)
+	}
+	return files, nil
+}
