@@ -24,7 +24,7 @@ func (m *Manager) handOut(v *view) *Update {
 			})
 			if v.pic.Load() == pic {
 				// Nobody repaints the picture of a closed subscription.
-				v.pic.Store(pic.without(m.now()))
+				v.pic.CompareAndSwap(pic, pic.without(m.now()))
 			}
 			continue
 		}

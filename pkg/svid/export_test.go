@@ -1,6 +1,10 @@
 package svid
 
-import "time"
+import (
+	"crypto/sha256"
+	"fmt"
+	"time"
+)
 
 // AnyFilesystem lets a test keep restart state outside tmpfs.
 func (c Config) AnyFilesystem() Config {
@@ -26,4 +30,19 @@ func (m *Manager) Records() (records, groups, alarms int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return len(m.records), len(m.groups), len(m.timers)
+}
+
+// SealState puts a right header before a body, and DecodeState reads a file.
+func SealState(body string) string {
+	return fmt.Sprintf("%s%x\n%s", stateHeader, sha256.Sum256([]byte(body)), body)
+}
+
+func DecodeState(data []byte) error {
+	_, records, err := decodeState(data, time.Now())
+	for _, r := range records {
+		if r.svid == nil || r.entry.ID == "" || r.entry.Selectors.Len() == 0 {
+			panic("half a record")
+		}
+	}
+	return err
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/spiffe-node/spiffe-node/pkg/attest"
 	"github.com/spiffe-node/spiffe-node/pkg/authority"
@@ -144,7 +145,7 @@ func (a *fakeAuthority) SignX509(ctx context.Context, req authority.X509Request)
 	defer a.running.Add(-1)
 	a.mu.Lock()
 	a.asked = append(a.asked, req.EntryID)
-	fail, delay, ca := a.fail, a.delay, a.ca
+	fail, delay, ca, clock := a.fail, a.delay, a.ca, a.now
 	a.mu.Unlock()
 	if delay > 0 {
 		select {
@@ -172,7 +173,7 @@ func (a *fakeAuthority) SignX509(ctx context.Context, req authority.X509Request)
 	if ttl == 0 {
 		ttl = a.ttl
 	}
-	now := a.now()
+	now := clock()
 	tmpl := &x509.Certificate{
 		SerialNumber: big.NewInt(a.serial.Add(1)),
 		Subject:      pkix.Name{Country: []string{"US"}, Organization: []string{"SPIRE"}},
@@ -193,7 +194,7 @@ func (a *fakeAuthority) SignX509(ctx context.Context, req authority.X509Request)
 func (a *fakeAuthority) SignJWT(ctx context.Context, req authority.JWTRequest) (*authority.JWTIssued, error) {
 	a.jwts.Add(1)
 	a.mu.Lock()
-	fail, delay, ca, kid := a.fail, a.delay, a.ca, a.kid
+	fail, delay, ca, kid, clock := a.fail, a.delay, a.ca, a.kid, a.now
 	a.mu.Unlock()
 	if delay > 0 {
 		select {
@@ -215,7 +216,7 @@ func (a *fakeAuthority) SignJWT(ctx context.Context, req authority.JWTRequest) (
 	if ttl == 0 {
 		ttl = a.jwtTTL
 	}
-	now := a.now()
+	now := clock()
 	claims := jwt.Claims{Subject: req.SPIFFEID.String(), Audience: req.Audience, IssuedAt: jwt.NewNumericDate(now), Expiry: jwt.NewNumericDate(now.Add(ttl))}
 	if req.IncludeJTI {
 		claims.ID = rand.Text()
@@ -412,4 +413,18 @@ func serial(u *svid.Update) string {
 func advance(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
+}
+
+func newFederation(tds ...spiffeid.TrustDomain) map[spiffeid.TrustDomain]*spiffebundle.Bundle {
+	out := make(map[spiffeid.TrustDomain]*spiffebundle.Bundle)
+	for _, td := range tds {
+		out[td] = spiffebundle.FromX509Authorities(td, []*x509.Certificate{newCA().cert})
+	}
+	return out
+}
+
+func isTmpfs(t *testing.T, dir string) bool {
+	t.Helper()
+	var st unix.Statfs_t
+	return unix.Statfs(dir, &st) == nil && st.Type == unix.TMPFS_MAGIC
 }

@@ -300,6 +300,13 @@ func (c *jwtCache) forget(entryID string) {
 	c.dropIfLocked(func(t *JWTSVID) bool { return t.EntryID == entryID })
 }
 
+// forgetAll empties the cache.
+func (c *jwtCache) forgetAll() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.dropIfLocked(func(*JWTSVID) bool { return true })
+}
+
 // taint drops the tokens signed with tainted keys.
 func (c *jwtCache) taint(keyIDs map[string]bool) {
 	c.mu.Lock()

@@ -270,7 +270,9 @@ func (m *Manager) checkClockLocked(now time.Time) {
 		return
 	}
 	m.log.Warn("wall clock jumped", slog.Duration("by", jump))
+	m.jwts.forgetAll()
 	for _, r := range m.records {
+		r.retryAt = time.Time{}
 		if r.svid != nil && now.Before(r.svid.NotBefore) {
 			r.resign = true
 		}

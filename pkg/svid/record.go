@@ -177,18 +177,18 @@ func (m *Manager) considerLocked(r *record, now time.Time) {
 // restLocked is for a record nobody needs: a valid SVID is kept for those who
 // come back, without being renewed.
 func (m *Manager) restLocked(r *record) {
-	switch {
-	case r.work == signing:
-		// The answer will be looked at when it comes.
-	case r.svid == nil, r.resign:
-		m.dropLocked(r)
-		return
-	default:
+	if r.work == queued {
 		r.work = resting
 	}
-	if r.svid != nil {
-		m.setTimerLocked(&r.alarm, r, r.svid.NotAfter)
+	if r.work == resting && len(r.groups) == 0 && (r.svid == nil || r.resign) {
+		m.dropLocked(r)
+		return
 	}
+	var end time.Time
+	if r.svid != nil {
+		end = r.svid.NotAfter
+	}
+	m.setTimerLocked(&r.alarm, r, end)
 }
 
 // idleLocked counts SVIDs no caller has. When they are too many, some are let
@@ -324,10 +324,11 @@ func (m *Manager) signedLocked(r *record, e *entry.Entry, svid *X509SVID, err er
 		m.considerLocked(r, now)
 		return
 	}
+	failures := r.failures
 	if err == nil {
 		m.installLocked(r, svid, now)
 		if m.taintedLocked(svid) {
-			err = errStillTainted
+			r.failures, err = failures, errStillTainted
 		}
 	}
 	if err != nil {
@@ -341,7 +342,8 @@ var errStillTainted = errors.New("the authority still signs with a tainted key")
 func (m *Manager) installLocked(r *record, svid *X509SVID, now time.Time) {
 	r.svid, r.signed = svid, r.entry
 	r.renewAt = renewalTime(svid, now)
-	r.resign, r.refused, r.failures, r.retryAt, r.err = false, false, 0, time.Time{}, nil
+	r.resign, r.refused, r.failures, r.retryAt = false, false, 0, time.Time{}
+	r.err, r.errAt = nil, time.Time{}
 	delete(m.failing, r)
 	m.showLocked(r)
 	m.recoveredLocked(now)
@@ -389,15 +391,12 @@ func (m *Manager) recoveredLocked(now time.Time) {
 	}
 }
 
-// renewalTime draws when to renew an SVID: at half of its life, give or take a
-// tenth. SVIDs signed together are not renewed together. It lies at least a
-// tenth of the remaining life ahead, so that a clock that runs differently
-// from the authority's does not make renewal a busy loop.
+// renewalTime draws when to renew an SVID received now: at half of the life it
+// has left, give or take a tenth. SVIDs signed together are not renewed
+// together. Counting from now and not from NotBefore keeps short-lived SVIDs,
+// which are back-dated by more than they live, and an authority with another
+// clock from making renewal a busy loop.
 func renewalTime(svid *X509SVID, now time.Time) time.Time {
-	life := svid.NotAfter.Sub(svid.NotBefore)
-	at := svid.NotBefore.Add(life*2/5 + rand.N(life/5+1))
-	if soon := now.Add(svid.NotAfter.Sub(now) / 10); at.Before(soon) {
-		return soon
-	}
-	return at
+	left := svid.NotAfter.Sub(now)
+	return now.Add(left*2/5 + rand.N(left/5+1))
 }

@@ -38,9 +38,9 @@ type parking struct {
 
 // Subscribe registers a stream of a caller. It never waits: Update answers at
 // once, and what is late comes with a later notify. notify is called after
-// Update may have changed, never beside itself, and must not block; after
-// Close it may come once more if it was under way. Subscriptions of one
-// subject, the same pointer, share one match.
+// Update may have changed, never beside itself, and must not block; it may
+// come before Subscribe has returned, and after Close once more if it was under
+// way. Subscriptions of one subject, the same pointer, share one match.
 func (m *Manager) Subscribe(s attest.Subject, notify func()) (*Subscription, error) {
 	if s == nil {
 		return nil, errNoSubject
@@ -140,7 +140,7 @@ func (m *Manager) endLocked(v *view, now time.Time) {
 
 // Update is the newest picture of what the caller may have. SVIDs the caller
 // has not been handed before are written to the audit log. The Update is
-// shared and must not be modified.
+// shared and must not be modified. After Close it is the last one.
 func (s *Subscription) Update() *Update { return s.m.handOut(s.view) }
 
 // Close ends the subscription. It may be called more than once.
@@ -164,7 +164,7 @@ func (s *Subscription) Close() {
 // the like. ErrOverLimit if too many callers of its pod wait already. Parking
 // again only changes what is waited for.
 func (s *Subscription) Park(what string) error {
-	m := s.m
+	m, key := s.m, s.view.subject.LimitKey()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if s.closed.Load() {
@@ -174,7 +174,6 @@ func (s *Subscription) Park(what string) error {
 		s.parked.what = what
 		return nil
 	}
-	key := s.view.subject.LimitKey()
 	if n := m.parked[key]; n >= m.cfg.MaxParked {
 		m.met.overLimit.Inc()
 		return fmt.Errorf("%w: %d callers of %s wait already; raise the limit of parked callers or find out what they wait for", ErrOverLimit, n, key)
