@@ -87,7 +87,7 @@ func (f *fetch) look(u *svid.Update) action {
 	if u == nil {
 		u = new(svid.Update)
 	}
-	f.synced = u.Synced
+	f.synced = u.Synced && u.Own != nil
 	f.stream = stream{core: core{r: f.r}}
 	return f.request(f.q, u)
 }

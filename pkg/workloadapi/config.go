@@ -35,7 +35,7 @@ type Config struct {
 	// wrapping svid.ErrOverLimit are limits, others are passing. Required.
 	Subscribe func(ctx context.Context, notify func()) (Subscription, error)
 	// JWT issues a token for an entry the caller in ctx matched. Errors as
-	// Subscribe's, and authority.ErrRefused. Required.
+	// Subscribe's, authority.ErrRefused and svid.ErrNotMatched. Required.
 	JWT func(ctx context.Context, e *entry.Entry, audience []string) (token string, err error)
 	// Snapshot is what the caller in ctx may have now; unary calls ask it first
 	// and subscribe only if the caller is late. Errors as Subscribe's. nil =

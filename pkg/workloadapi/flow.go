@@ -204,7 +204,7 @@ func (s *Server) await(ctx context.Context, method string, look func(*svid.Updat
 		select {
 		case <-f.wake:
 		case <-hold.C:
-			return nil, late(u.Synced)
+			return nil, late(synced(u))
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}

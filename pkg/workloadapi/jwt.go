@@ -104,10 +104,16 @@ func (s *Server) issueJWTs(ctx context.Context, entries []*entry.Entry, audience
 		return resp, nil
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
-	case !slices.ContainsFunc(failed, func(err error) bool { return !errors.Is(err, authority.ErrRefused) }):
-		return nil, errNone // refused for good, all of them
+	case !slices.ContainsFunc(failed, func(err error) bool { return !forGood(err) }):
+		return nil, errNone
 	}
 	return nil, inner{errors.Join(failed...)}
+}
+
+// forGood says whether asking again is useless: the authority will not sign, or
+// the entry was withdrawn in between.
+func forGood(err error) bool {
+	return errors.Is(err, authority.ErrRefused) || errors.Is(err, svid.ErrNotMatched)
 }
 
 // FetchJWTBundles implements the Workload API.
@@ -120,7 +126,7 @@ func (s *Server) FetchJWTBundles(_ *workload.JWTBundlesRequest, ss grpc.ServerSt
 }
 
 func (s *Server) jwtBundles(u *svid.Update) view[workload.JWTBundlesResponse] {
-	v := view[workload.JWTBundlesResponse]{synced: u.Synced, response: &workload.JWTBundlesResponse{Bundles: make(map[string][]byte)}}
+	v := view[workload.JWTBundlesResponse]{synced: synced(u), response: &workload.JWTBundlesResponse{Bundles: make(map[string][]byte)}}
 	list, st := s.bundles(u)
 	d := digest{sha256.New()}
 	for _, b := range list {

@@ -71,6 +71,9 @@ func standingOf(u *svid.Update, have int) standing {
 	return absent
 }
 
+// synced says whether the agent knows enough to call a caller unregistered.
+func synced(u *svid.Update) bool { return u.Synced && u.Own != nil }
+
 // digest collects content; each part counts with its length.
 type digest struct{ h hash.Hash }
 
@@ -84,7 +87,7 @@ func (d digest) add(parts ...[]byte) {
 func (d digest) version() string { return hex.EncodeToString(d.h.Sum(nil)[:16]) }
 
 func (s *Server) x509View(u *svid.Update) view[workload.X509SVIDResponse] {
-	v := view[workload.X509SVIDResponse]{synced: u.Synced, response: new(workload.X509SVIDResponse)}
+	v := view[workload.X509SVIDResponse]{synced: synced(u), response: new(workload.X509SVIDResponse)}
 	d := digest{sha256.New()}
 	own := x509DER(u.Own)
 	if len(own) == 0 { // a response without the own bundle is of no use
@@ -175,7 +178,7 @@ func (s *Server) bundles(u *svid.Update) (list []*spiffebundle.Bundle, st standi
 }
 
 func (s *Server) x509Bundles(u *svid.Update) view[workload.X509BundlesResponse] {
-	v := view[workload.X509BundlesResponse]{synced: u.Synced, response: &workload.X509BundlesResponse{Bundles: make(map[string][]byte)}}
+	v := view[workload.X509BundlesResponse]{synced: synced(u), response: &workload.X509BundlesResponse{Bundles: make(map[string][]byte)}}
 	list, st := s.bundles(u)
 	d := digest{sha256.New()}
 	for _, b := range list {
