@@ -6,8 +6,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/moby/sys/mountinfo"
 
 	"github.com/spiffe-node/spiffe-node/internal/procfs"
 )
@@ -216,7 +219,15 @@ func learnResolver(proc *procfs.FS, cfg Config, self []procfs.Cgroup) (resolver,
 			continue
 		}
 		r.top = false
-		own, err := findOwn(cfg.HostCgroupFS, line.Controllers)
+		i := slices.IndexFunc(self, func(g procfs.Cgroup) bool { return g.Controllers == line.Controllers })
+		if i < 0 {
+			continue
+		}
+		host, err := hostMount(cfg.HostCgroupFS, line.Controllers)
+		own := ""
+		if err == nil {
+			own, err = findOwn(host, self[i].Path)
+		}
 		if err != nil {
 			return resolver{}, fmt.Errorf("%w (%w)", errOwnCgroup, err)
 		}
@@ -232,27 +243,21 @@ const (
 	maxDepth  = 24
 )
 
-// findOwn searches a mounted hierarchy, level by level, for the group that is
-// the root of our cgroup namespace. It is known by its inode.
-func findOwn(host, controllers string) (string, error) {
-	if host == "" {
-		host = "/proc/1/root/sys/fs/cgroup"
-	}
-	own, theirs, err := mountPoints(host, controllers)
-	if err != nil {
-		return "", err
-	}
-	var want syscall.Stat_t
-	if err := syscall.Stat(own, &want); err != nil {
-		return "", &os.PathError{Op: "stat", Path: own, Err: err}
-	}
+// findOwn searches a mounted hierarchy, level by level, for the group that has
+// this process in it. path is that group as we see it; what is left of the
+// group's path without it is the root of our cgroup namespace.
+func findOwn(host, path string) (string, error) {
+	me := strconv.Itoa(os.Getpid())
 	seen := 0
 	level := []string{""}
 	for range maxDepth {
 		var next []string
 		for _, dir := range level {
-			children, err := os.ReadDir(theirs + dir)
+			children, err := os.ReadDir(host + dir)
 			if err != nil {
+				if dir == "" {
+					return "", err
+				}
 				continue // gone meanwhile
 			}
 			for _, child := range children {
@@ -260,48 +265,92 @@ func findOwn(host, controllers string) (string, error) {
 					continue
 				}
 				if seen++; seen > maxSearch {
-					return "", fmt.Errorf("more than %d groups in %s", maxSearch, theirs)
+					return "", fmt.Errorf("more than %d groups in %s", maxSearch, host)
 				}
-				path := dir + "/" + child.Name()
-				var st syscall.Stat_t
-				if syscall.Stat(theirs+path, &st) == nil && st.Ino == want.Ino && st.Dev == want.Dev {
-					return path, nil
+				group := dir + "/" + child.Name()
+				if own, ok := strings.CutSuffix(group, strings.TrimSuffix(path, "/")); ok && hasProcess(host+group, me) {
+					return own, nil
 				}
-				next = append(next, path)
+				next = append(next, group)
 			}
 		}
 		level = next
 	}
-	return "", fmt.Errorf("own group is not among the %d of %s", seen, theirs)
+	return "", fmt.Errorf("own group is not among the %d of %s", seen, host)
 }
 
-// mountPoints finds where one hierarchy is mounted in our own view and in the
-// host's.
-func mountPoints(host, controllers string) (own, theirs string, err error) {
-	const cgroup2 = 0x63677270
-	name := strings.TrimPrefix(controllers, "name=")
-	candidates := []string{"/" + name}
-	if controllers == "" {
-		candidates = []string{"", "/unified"}
+func hasProcess(group, pid string) bool {
+	data, err := os.ReadFile(group + "/cgroup.procs")
+	if err != nil {
+		return false
 	}
-	find := func(base string) (string, error) {
-		for _, c := range candidates {
+	for line := range strings.Lines(string(data)) {
+		if strings.TrimSuffix(line, "\n") == pid {
+			return true
+		}
+	}
+	return false
+}
+
+// hostMount finds where one hierarchy can be seen from above our cgroup
+// namespace: in the configured directory, in our own mount namespace (a mount
+// whose root leads upwards), or in that of process 1.
+func hostMount(configured, controllers string) (string, error) {
+	bases := []string{"/proc/1/root/sys/fs/cgroup"}
+	if configured != "" {
+		bases = []string{configured}
+	} else if dir, err := mountAbove(controllers); err == nil && dir != "" {
+		return dir, nil
+	}
+	names := []string{"/" + strings.TrimPrefix(controllers, "name=")}
+	if controllers == "" {
+		names = []string{"", "/unified"}
+	}
+	var last error
+	for _, base := range bases {
+		for _, name := range names {
 			var fs syscall.Statfs_t
-			if err := syscall.Statfs(base+c, &fs); err != nil {
-				if errors.Is(err, os.ErrPermission) {
-					return "", &os.PathError{Op: "statfs", Path: base + c, Err: err}
-				}
+			if err := syscall.Statfs(base+name, &fs); err != nil {
+				last = &os.PathError{Op: "statfs", Path: base + name, Err: err}
 				continue
 			}
-			if (controllers == "") == (fs.Type == cgroup2) {
-				return base + c, nil
+			if (controllers == "") == (fs.Type == cgroup2Magic) {
+				return base + name, nil
 			}
+			last = fmt.Errorf("no cgroup file system for %q at %s", controllers, base+name)
 		}
-		return "", fmt.Errorf("no cgroup file system for %q in %s: %w", controllers, base, os.ErrNotExist)
 	}
-	if own, err = find("/sys/fs/cgroup"); err != nil {
-		return "", "", err
+	return "", last
+}
+
+const cgroup2Magic = 0x63677270
+
+// mountAbove is the mount point, in our own mount namespace, of a hierarchy
+// whose root lies above our cgroup namespace's; "" if there is none.
+func mountAbove(controllers string) (string, error) {
+	best, ups := "", 0
+	_, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		switch {
+		case controllers == "" && m.FSType != "cgroup2", controllers != "" && m.FSType != "cgroup":
+			return true, false
+		}
+		if controllers != "" && !hasOptions(m.VFSOptions, controllers) {
+			return true, false
+		}
+		if n := strings.Count(m.Root, ".."); n > ups && strings.HasPrefix(m.Root, "/..") {
+			best, ups = m.Mountpoint, n
+		}
+		return true, false
+	})
+	return best, err
+}
+
+func hasOptions(options, want string) bool {
+	have := strings.Split(options, ",")
+	for o := range strings.SplitSeq(want, ",") {
+		if !slices.Contains(have, o) {
+			return false
+		}
 	}
-	theirs, err = find(host)
-	return own, theirs, err
+	return true
 }

@@ -42,7 +42,8 @@ type Config struct {
 	// one's own where the host's cgroups cannot be seen.
 	OwnCgroup string
 	// HostCgroupFS is a directory where the host's cgroup file systems are
-	// mounted; "" is /proc/1/root/sys/fs/cgroup. Used once, to learn OwnCgroup.
+	// mounted; "": found among the mounts, else /proc/1/root/sys/fs/cgroup (which
+	// needs the rights of ptrace). Read once, to learn OwnCgroup.
 	HostCgroupFS string
 	// Unix says what unix selectors are made of.
 	Unix UnixConfig

@@ -148,7 +148,7 @@ func (b *Binding) compute() *selectors {
 		return &selectors{version: f.version}
 	}
 	all := append(b.unixSelectors(), f.selectors...)
-	if source, ok := b.a.source.(ContainerSource); ok && b.place.container != "" {
+	if source, ok := b.a.source.(ContainerSource); ok && f.known && b.place.container != "" {
 		if c, ok := source.Container(b.place.pod, b.place.container); ok {
 			if c.Name != "" {
 				all = append(all, Selector{kind: "k8s", value: "container-name:" + c.Name})
