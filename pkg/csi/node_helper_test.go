@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc"
@@ -248,3 +249,5 @@ func (n *node) wantRecord(r *csipb.NodePublishVolumeRequest, want bool) {
 		n.t.Fatalf("record says %+v", rec)
 	}
 }
+
+var testTime = time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)

@@ -206,7 +206,7 @@ func (d *Driver) bind(t Target, src *mount.Source) error {
 // the socket directory was deleted and made anew, or is another by
 // configuration. It must be ours, and there must be something better to put in
 // its place.
-func (d *Driver) repair(t Target, src *mount.Source, v volume, old ledger.Record, recorded bool) error {
+func (d *Driver) repair(t Target, src *mount.Source, v volume, old ledger.Record, recorded bool) (err error) {
 	if !recorded {
 		ours, err := d.oursByTable(t.Path(), src)
 		if err != nil {
@@ -222,10 +222,15 @@ func (d *Driver) repair(t Target, src *mount.Source, v volume, old ledger.Record
 	if err := d.keep(v.record, old, recorded); err != nil {
 		return err
 	}
-	if _, err := d.unmountAll(t); err != nil {
-		return internal(err)
+	if _, err = d.unmountAll(t, nil); err == nil {
+		err = d.bind(t, src)
 	}
-	return d.bind(t, src)
+	if err != nil {
+		// The next publish, or reconciliation, goes on from here; only what
+		// the ledger did not say before it shall not say now.
+		return internal(errors.Join(err, d.restore(v.id, old, recorded)))
+	}
+	return nil
 }
 
 // restore puts the ledger back to what it was.
@@ -243,8 +248,12 @@ func (d *Driver) restore(id string, old ledger.Record, recorded bool) error {
 	return d.cfg.Ledger.Put(old)
 }
 
-// internal is for failures that are the node's, not the request's.
+// internal is for failures that are the node's, not the request's. What is an
+// answer already stays as it is.
 func internal(err error) error {
+	if st, ok := status.FromError(err); ok {
+		return st.Err()
+	}
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		return status.Errorf(codes.Aborted, "%v", err)
 	}

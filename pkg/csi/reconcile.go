@@ -203,7 +203,7 @@ func (d *Driver) reconcileOne(ctx context.Context, j job) Finding {
 	case recorded:
 		f.Result, f.Err = d.mend(t, state, j.layers)
 	case state.Kind == mount.Mounted && j.layers > 0:
-		f.Result, f.Err = d.leak(t, state, j)
+		f.Result, f.Err = d.leak(t, j)
 	default:
 		f.Result = ResultHealthy // gone since the table was read
 	}
@@ -221,7 +221,7 @@ func (d *Driver) mend(t Target, state mount.State, layers int) (string, error) {
 	if state.Kind == mount.Mounted && state.ID == src.ID() && layers <= 1 {
 		return ResultHealthy, nil
 	}
-	if _, err := d.unmountAll(t); err != nil {
+	if _, err := d.unmountAll(t, nil); err != nil {
 		return ResultFailed, err
 	}
 	if err := d.bind(t, src); err != nil {
@@ -232,7 +232,7 @@ func (d *Driver) mend(t Target, state mount.State, layers int) (string, error) {
 
 // leak decides on a mount of ours without a record. While the kubelet keeps its
 // note of the volume it will unpublish it, and a container may be using it.
-func (d *Driver) leak(t Target, state mount.State, j job) (string, error) {
+func (d *Driver) leak(t Target, j job) (string, error) {
 	known, err := d.kubeletKnows(j.target)
 	if err != nil {
 		return ResultFailed, err
@@ -240,10 +240,7 @@ func (d *Driver) leak(t Target, state mount.State, j job) (string, error) {
 	if known {
 		return ResultUnrecorded, nil
 	}
-	if err := d.mayTake(j.id, j.target, t, state); err != nil {
-		return ResultFailed, err
-	}
-	if _, err := d.unmountAll(t); err != nil {
+	if _, err := d.unmountAll(t, func(st mount.State) error { return d.mayTake(j.id, j.target, t, st) }); err != nil {
 		return ResultFailed, err
 	}
 	if err := t.Rmdir(); err != nil {

@@ -186,7 +186,7 @@ func Serve(ctx context.Context, s *grpc.Server, l *Socket, grace time.Duration) 
 	defer cancel()
 	failed := make(chan error, 1)
 	serve := func(l *Socket) {
-		if err := s.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) && l.Current() {
+		if err := s.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 			select {
 			case failed <- fmt.Errorf("serve %s: %w", l.path, err):
 			default:
@@ -195,7 +195,8 @@ func Serve(ctx context.Context, s *grpc.Server, l *Socket, grace time.Duration) 
 	}
 	var serving sync.WaitGroup
 	defer serving.Wait()
-	serving.Go(func() { serve(l) })
+	first := l
+	serving.Go(func() { serve(first) })
 	defer func() {
 		timer := time.AfterFunc(grace, s.Stop)
 		defer timer.Stop()

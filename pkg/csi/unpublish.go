@@ -90,18 +90,19 @@ func (d *Driver) unpublish(ctx context.Context, id string, vt volumeTarget) (did
 	if err != nil {
 		return "", internal(err)
 	}
-	if state.Kind == mount.Mounted && !recorded {
-		if err := d.mayTake(id, vt, t, state); err != nil {
-			return "", err
-		}
-	}
 	if state.Kind != mount.Mounted && !recorded {
 		return didNotKnow, nil
+	}
+	// The ledger speaks for all that is mounted on a target of its own: after a
+	// change of the host path behind the source, nothing else could.
+	var mayTake func(mount.State) error
+	if !recorded {
+		mayTake = func(st mount.State) error { return d.mayTake(id, vt, t, st) }
 	}
 	did = didForget
 	if state.Kind == mount.Mounted {
 		did = didUnmount
-		if state, err = d.unmountAll(t); err != nil {
+		if state, err = d.unmountAll(t, mayTake); err != nil {
 			return "", internal(err)
 		}
 	}
@@ -173,13 +174,18 @@ func (d *Driver) spellings(target string) []string {
 	return out
 }
 
-// unmountAll takes everything off the target, which the caller knows to be
-// ours, and returns what is left.
-func (d *Driver) unmountAll(t Target) (mount.State, error) {
+// unmountAll takes everything off the target and returns what is left. Each
+// mount is asked for first; a nil mayTake allows all of them.
+func (d *Driver) unmountAll(t Target, mayTake func(mount.State) error) (mount.State, error) {
 	for range maxStack {
 		state, err := t.Look()
 		if err != nil || state.Kind != mount.Mounted {
 			return state, err
+		}
+		if mayTake != nil {
+			if err := mayTake(state); err != nil {
+				return state, err
+			}
 		}
 		lazy, err := t.Unmount()
 		if err != nil {
