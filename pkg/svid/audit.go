@@ -46,13 +46,13 @@ func (m *Manager) record(v *view, handed, pic *picture) {
 		before = handed.update.Identities
 	}
 	var caller []any
-	write := func(level slog.Level, msg string, i *Identity, outcome string) {
+	write := func(i *Identity, outcome string) {
 		if caller == nil {
 			for _, a := range v.subject.LogAttrs() {
 				caller = append(caller, a)
 			}
 		}
-		m.audit.LogAttrs(context.Background(), level, msg,
+		m.audit.LogAttrs(context.Background(), slog.LevelInfo, "X.509-SVID decision",
 			slog.Group("caller", caller...),
 			slog.String("entry_id", i.Entry.ID),
 			slog.String("spiffe_id", i.SVID.ID.String()),
@@ -63,12 +63,12 @@ func (m *Manager) record(v *view, handed, pic *picture) {
 	}
 	for _, i := range pic.update.Identities {
 		if !slices.ContainsFunc(before, func(o *Identity) bool { return o.SVID == i.SVID }) {
-			write(slog.LevelInfo, "X.509-SVID handed out", i, "granted")
+			write(i, "granted")
 		}
 	}
 	for _, i := range before {
 		if !pic.update.knows(i.Entry.ID) {
-			write(slog.LevelInfo, "identity taken away", i, "withdrawn")
+			write(i, "withdrawn")
 		}
 	}
 }

@@ -352,17 +352,17 @@ type world struct {
 }
 
 // run starts a manager; edit changes its configuration first.
-func run(t testing.TB, ca *fakeAuthority, entries *fakeEntries, edit ...func(*svid.Config)) *world {
-	t.Helper()
+func run(tb testing.TB, ca *fakeAuthority, entries *fakeEntries, edit ...func(*svid.Config)) *world {
+	tb.Helper()
 	cfg := svid.Config{Authority: ca, Entries: entries}
 	for _, f := range edit {
 		f(&cfg)
 	}
 	m, err := svid.New(cfg)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	w := &world{t: t, m: m, ca: ca, entries: entries}
+	w := &world{t: tb, m: m, ca: ca, entries: entries}
 	w.start()
 	return w
 }

@@ -127,11 +127,11 @@ func TestWrongCertificatesAreNotServed(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				real := newAuthority()
-				ca := &crooked{real, func(leaf *x509.Certificate, out *authority.X509Issued) (*authority.X509Issued, error) {
-					return c.bend(real.ca, leaf, out), nil
+				inner := newAuthority()
+				ca := &crooked{inner, func(leaf *x509.Certificate, out *authority.X509Issued) (*authority.X509Issued, error) {
+					return c.bend(inner.ca, leaf, out), nil
 				}}
-				w := run(t, real, newEntries(workload("web")), func(cfg *svid.Config) { cfg.Authority = ca })
+				w := run(t, inner, newEntries(workload("web")), func(cfg *svid.Config) { cfg.Authority = ca })
 				c1 := newCaller("web", "unix:user:web")
 				s := w.subscribe(c1)
 				advance(time.Minute)
@@ -141,7 +141,7 @@ func TestWrongCertificatesAreNotServed(t *testing.T) {
 				if in, _ := w.m.Inspect(c1); !strings.Contains(in.Entries[0].LastError, c.want) {
 					t.Errorf("shown: %q, want %q", in.Entries[0].LastError, c.want)
 				}
-				if n := real.signs(); n < 5 || n > 12 {
+				if n := inner.signs(); n < 5 || n > 12 {
 					t.Errorf("asked %d times in a minute", n)
 				}
 			})

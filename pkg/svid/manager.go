@@ -34,7 +34,7 @@ type Manager struct {
 	pokes  []*view // subjects whose selectors may have changed
 
 	mu       sync.Mutex
-	ctx      context.Context // of Run; nil while not running
+	launch   func(r *record) // starts a worker; nil while Run does not run
 	workers  sync.WaitGroup
 	set      *entry.Set           // never nil
 	bundles  *authority.BundleSet // nil until known
@@ -109,7 +109,9 @@ func New(cfg Config) (*Manager, error) {
 // be called once.
 func (m *Manager) Run(ctx context.Context) error {
 	var tasks sync.WaitGroup
-	m.do(func(time.Time) { m.ctx = ctx })
+	m.do(func(time.Time) {
+		m.launch = func(r *record) { m.launchLocked(ctx, r) }
+	})
 	tasks.Go(func() { m.follow(ctx, "entries", m.nextEntries()) })
 	tasks.Go(func() { m.follow(ctx, "bundles", m.nextBundles()) })
 	tasks.Go(func() { m.keepTime(ctx) })
@@ -119,8 +121,8 @@ func (m *Manager) Run(ctx context.Context) error {
 		tasks.Go(func() { m.keepState(ctx) })
 	}
 	<-ctx.Done()
-	// No worker starts once ctx is gone from the books.
-	m.do(func(time.Time) { m.ctx = nil })
+	// No worker starts after this.
+	m.do(func(time.Time) { m.launch = nil })
 	m.workers.Wait()
 	tasks.Wait()
 	return nil
@@ -287,7 +289,12 @@ func backoff(failures int) time.Duration {
 	if failures < 7 {
 		d = min(retryMin<<failures, d)
 	}
-	return d + rand.N(d/2)
+	return d + jitter(d/2)
+}
+
+// jitter is a random part of d.
+func jitter(d time.Duration) time.Duration {
+	return rand.N(d + 1) //nolint:gosec // it spreads load and guards nothing
 }
 
 // sleep is false if ctx ended first.

@@ -30,6 +30,7 @@ func TestAnythingMayHappen(t *testing.T) {
 }
 
 func anything(t *testing.T, rnd *rand.Rand) {
+	t.Helper()
 	partner := spiffeid.RequireTrustDomainFromString("partner.org")
 	w := run(t, newAuthority(), newEntries(), func(c *svid.Config) { c.MaxIdle, c.Workers = 3, 2 })
 	synctest.Wait()

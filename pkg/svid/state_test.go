@@ -290,14 +290,14 @@ func TestStateDirectoryMustBeSafe(t *testing.T) {
 	if onDisk := !isTmpfs(t, dir); onDisk && (err == nil || !strings.Contains(err.Error(), "--state-dir")) {
 		t.Errorf("keys on a disk: %v", err)
 	}
-	must(os.Chmod(dir, 0o755)) //nolint:gosec // that is the test
+	must(os.Chmod(dir, 0o755))
 	if err := try(dir, keeping(dir)); err == nil || !strings.Contains(err.Error(), "0755") {
 		t.Errorf("open to others: %v", err)
 	}
 	if !isTmpfs(t, "/dev/shm") {
 		t.Skip("/dev/shm is not tmpfs here: acceptance of tmpfs is not tested")
 	}
-	shm, err := os.MkdirTemp("/dev/shm", "svid-test-")
+	shm, err := os.MkdirTemp("/dev/shm", "svid-test-") //nolint:usetesting // t.TempDir need not be tmpfs
 	if err != nil {
 		t.Skipf("cannot write to /dev/shm: acceptance of tmpfs is not tested: %v", err)
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/spiffe-node/spiffe-node/pkg/entry"
 )
 
-// ErrOverLimit: too many callers of one pod are parked.
+// ErrOverLimit says that too many callers of one pod are parked.
 var ErrOverLimit = errors.New("over limit")
 
 // Entries is where the manager learns of registration entries. Safe for
