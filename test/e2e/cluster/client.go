@@ -14,6 +14,9 @@ import (
 // object is the part of any Kubernetes object that this package reads.
 type object struct {
 	Metadata Metadata `json:"metadata"`
+	Spec     struct {
+		Taints []struct{ Key, Effect string } `json:"taints"`
+	} `json:"spec"`
 	Status   struct {
 		Conditions []Condition `json:"conditions"`
 	} `json:"status"`

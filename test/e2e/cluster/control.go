@@ -36,6 +36,11 @@ func (s *supervisor) serveControl() error {
 	mux.HandleFunc("POST /stop/{name}", s.act(func(ctx context.Context, c *component) error { return c.stop(ctx, syscall.SIGTERM) }))
 	mux.HandleFunc("POST /kill/{name}", s.act(func(ctx context.Context, c *component) error { return c.stop(ctx, syscall.SIGKILL) }))
 	mux.HandleFunc("POST /start/{name}", s.act(func(_ context.Context, c *component) error { return c.start() }))
+	mux.HandleFunc("POST /reboot", func(w http.ResponseWriter, r *http.Request) {
+		if err := s.reboot(r.Context()); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+		}
+	})
 	mux.HandleFunc("GET /probe", func(w http.ResponseWriter, r *http.Request) {
 		req, err := http.NewRequestWithContext(r.Context(), http.MethodGet, r.URL.Query().Get("url"), nil)
 		if err != nil {

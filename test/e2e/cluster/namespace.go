@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -38,6 +39,13 @@ func (c Config) prepareNamespaces() error {
 	if err := syscall.Mount("tmpfs", "/run", "tmpfs", syscall.MS_NOSUID|syscall.MS_NODEV, "mode=0755"); err != nil {
 		return fmt.Errorf("mounting the node's /run: %w", err)
 	}
+	// The control plane's state dies with the cluster, but not in a reboot of the node.
+	if err := syscall.Mount("tmpfs", c.path("etcd"), "tmpfs", 0, "mode=0700"); err != nil {
+		return fmt.Errorf("mounting a place for etcd: %w", err)
+	}
+	if err := c.newBootID(); err != nil {
+		return err
+	}
 	for name, value := range kubeletTunables {
 		file := c.path("sysctl", strings.ReplaceAll(name, "/", "."))
 		if err := writeFile(file, value+"\n"); err != nil {
@@ -62,15 +70,34 @@ func (c Config) prepareNamespaces() error {
 		if err := syscall.Mount(c.path(name), target, "", syscall.MS_BIND, ""); err != nil {
 			return fmt.Errorf("mounting the node's %s: %w", target, err)
 		}
-		// A new mount takes its propagation from its source's mount; say it anyway.
-		if err := syscall.Mount("", target, "", syscall.MS_SHARED, ""); err != nil {
-			return fmt.Errorf("sharing the node's %s: %w", target, err)
+		// Out of the peer group of the scratch directory, where every pod's mount
+		// would appear a second time, into one of its own.
+		for _, flag := range []uintptr{syscall.MS_PRIVATE, syscall.MS_SHARED} {
+			if err := syscall.Mount("", target, "", flag, ""); err != nil {
+				return fmt.Errorf("setting the propagation of the node's %s: %w", target, err)
+			}
 		}
 	}
 	if err := syscall.Sethostname([]byte(c.NodeName)); err != nil {
 		return fmt.Errorf("naming the node: %w", err)
 	}
 	return prepareNetwork()
+}
+
+// newBootID gives the node another boot ID, by which the kubelet knows a reboot.
+func (c Config) newBootID() error {
+	id := make([]byte, 16)
+	_, _ = rand.Read(id) // never fails since Go 1.24
+	file := c.path("sysctl", "boot_id")
+	if err := writeFile(file, fmt.Sprintf("%x-%x-%x-%x-%x\n", id[:4], id[4:6], id[6:8], id[8:10], id[10:])); err != nil {
+		return err
+	}
+	const target = "/proc/sys/kernel/random/boot_id"
+	_ = syscall.Unmount(target, syscall.MNT_DETACH) // the last one, if any
+	if err := syscall.Mount(file, target, "", syscall.MS_BIND, ""); err != nil {
+		return fmt.Errorf("giving the node a boot ID: %w", err)
+	}
+	return nil
 }
 
 func prepareNetwork() error {

@@ -96,8 +96,7 @@ func (s *supervisor) run(ctx context.Context) error {
 func (c Config) components() map[string]*component {
 	list := []*component{
 		{name: "etcd", path: "etcd", args: []string{
-			// On the node's /run, a tmpfs: state dies with the cluster and fsync costs nothing.
-			"--data-dir=/run/etcd", "--name=e2e", "--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379",
+			"--data-dir=" + c.path("etcd", "data"), "--name=e2e", "--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379",
 			"--listen-peer-urls=http://127.0.0.1:2380", "--logger=zap", "--log-level=warn",
 		}},
 		{name: "kube-apiserver", path: c.bin("kube-apiserver"), args: []string{
@@ -214,6 +213,9 @@ func (s *supervisor) nodeReady(ctx context.Context) error {
 	var node object
 	if err := json.Unmarshal(body, &node); err != nil {
 		return fmt.Errorf("reading the node: %w", err)
+	}
+	if len(node.Spec.Taints) > 0 {
+		return fmt.Errorf("the node is tainted: %v", node.Spec.Taints)
 	}
 	return node.condition("Ready")
 }

@@ -72,7 +72,7 @@ func Up(ctx context.Context, cfg Config) (*Cluster, error) {
 
 // prepare fills the scratch directory.
 func (c Config) prepare(ctx context.Context) error {
-	for _, dir := range []string{"", "images", "logs", "static-pods", "kubelet"} {
+	for _, dir := range []string{"", "images", "logs", "static-pods", "kubelet", "etcd"} {
 		if err := os.MkdirAll(c.path(dir), 0o755); err != nil {
 			return fmt.Errorf("making the cluster's directory: %w", err)
 		}

@@ -25,6 +25,7 @@ const usage = `usage: cluster [-dir DIR] [-proxy] COMMAND
   status             which components run
   restart NAME       restart a component (kubelet, kube-apiserver, containerd, ...)
   kubectl ARGS...    kubectl as administrator
+  reboot             cut the power of the node; the control plane stays
   node COMMAND...    run a command on the node
   diagnose           print objects, events, logs, mounts
 `
@@ -98,6 +99,8 @@ func run() error {
 			return fmt.Errorf("node needs a command to run")
 		}
 		return attached(c.Command(ctx, args[1], args[2:]...))
+	case "reboot":
+		return c.Reboot(ctx)
 	case "diagnose":
 		c.Diagnose(ctx, os.Stdout)
 		return nil
