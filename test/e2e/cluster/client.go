@@ -17,7 +17,7 @@ type object struct {
 	Spec     struct {
 		Taints []struct{ Key, Effect string } `json:"taints"`
 	} `json:"spec"`
-	Status   struct {
+	Status struct {
 		Conditions []Condition `json:"conditions"`
 	} `json:"status"`
 }
