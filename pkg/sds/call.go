@@ -62,6 +62,7 @@ type call struct {
 	gotRoots bool
 
 	toldUnknown bool
+	toldLate    bool
 }
 
 const (
@@ -103,6 +104,15 @@ func (s *Server) serve(ss grpc.ServerStream, kind string, m machine, next func(*
 
 func (c *call) run(next func(*call) error) error {
 	s := c.server
+	ended := make(chan struct{})
+	transport, single := grpc.ServerTransportStreamFromContext(c.ctx).(statusWriter)
+	c.wake = func(error) { close(ended) }
+	if single {
+		c.wake = func(err error) {
+			_, answer := refusal(err)
+			_ = transport.WriteStatus(status.Convert(answer)) // fails only if the stream is over
+		}
+	}
 	// The subscription may notify before Subscribe has returned.
 	c.turn.Lock()
 	sub, err := s.config.Subscribe(c.ctx, c.kick)
@@ -121,15 +131,11 @@ func (c *call) run(next func(*call) error) error {
 			}
 		}
 	}
-	if w, ok := grpc.ServerTransportStreamFromContext(c.ctx).(statusWriter); ok {
-		s.add(c, func(err error) {
-			_, answer := refusal(err)
-			_ = w.WriteStatus(status.Convert(answer)) // fails only if the stream is over
-		})
+	s.add(c)
+	if single {
 		err = loop()
 	} else {
-		ended, done := make(chan struct{}), make(chan error, 1)
-		s.add(c, func(error) { close(ended) })
+		done := make(chan error, 1)
 		go func() {
 			var err error
 			defer func() { done <- err }()
@@ -156,14 +162,10 @@ type statusWriter interface {
 	WriteStatus(st *status.Status) error
 }
 
-func (s *Server) add(c *call, wake func(error)) {
-	c.mu.Lock()
-	c.wake = wake
-	c.mu.Unlock()
+func (s *Server) add(c *call) {
 	s.mu.Lock()
 	s.open[c] = struct{}{}
 	s.mu.Unlock()
-	c.kick() // for what was notified before wake was set
 }
 
 // close waits for a push that is under way; nothing is sent afterwards.
@@ -229,7 +231,7 @@ func (c *call) fail(err error) {
 		c.end = err
 	}
 	wake := c.wake
-	c.wake = nil // before it is set, the kick of add comes here again
+	c.wake = nil
 	c.mu.Unlock()
 	if wake != nil {
 		wake(err)
@@ -241,7 +243,7 @@ func (c *call) step(event func(*svid.Update) action) error {
 	c.turn.Lock()
 	defer c.turn.Unlock()
 	c.mu.Lock()
-	if c.closed || c.end != nil || c.sub == nil {
+	if over := c.closed || c.end != nil || c.sub == nil; over {
 		defer c.mu.Unlock()
 		return c.end
 	}
@@ -266,6 +268,7 @@ func (c *call) step(event func(*svid.Update) action) error {
 	}
 	switch {
 	case wait > 0:
+		c.tellLate(late)
 		if err := c.sub.Park(late); err != nil {
 			return inner{err}
 		}
@@ -354,6 +357,18 @@ func (c *call) report(a action) {
 	if a.narrow {
 		s.log.LogAttrs(c.ctx, slog.LevelWarn, "client without SPIFFE validator asked for all bundles: own bundle alone sent", s.attrs(c.ctx,
 			slog.Uint64("stream", c.id))...)
+	}
+}
+
+// tellLate says once per stream that the client waits.
+func (c *call) tellLate(names string) {
+	c.mu.Lock()
+	once := !c.toldLate
+	c.toldLate = true
+	c.mu.Unlock()
+	if once {
+		c.server.log.LogAttrs(c.ctx, slog.LevelInfo, "secret is late, stream stays open", c.server.attrs(c.ctx,
+			slog.Uint64("stream", c.id), slog.String("names", names))...)
 	}
 }
 

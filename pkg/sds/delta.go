@@ -23,6 +23,7 @@ func (d *delta) request(q *deltaRequest, u *svid.Update) (a action) {
 	// Subscriptions count whatever the nonce: they are changes, not lists.
 	a.verdict, a.rejects = d.judge(q.nonce, q.nack)
 	a.about = q.nonce
+	d.judged = d.judged || a.verdict == acked || a.verdict == nacked
 	if first {
 		a.verdict = noVerdict
 		d.wildcard = len(q.subscribe.list) == 0
@@ -129,7 +130,7 @@ func (d *delta) fold(u *svid.Update, cause string, force map[string]bool, a *act
 	} else if cause == causeNames && len(force) == 0 {
 		cause = causeChange
 	}
-	d.nonces++
+	d.respond()
 	for i := range send {
 		d.set(&send[i])
 	}

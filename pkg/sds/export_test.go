@@ -190,3 +190,6 @@ func EncodeSVID(s *svid.X509SVID) int { return encodeCertificate(s).size }
 const ErrWithdrawnText = "identity withdrawn"
 
 var ErrWithdrawn = errWithdrawn
+
+// NewRequest is what the server decodes requests into.
+func NewRequest() any { return new(request) }

@@ -29,7 +29,7 @@ func (s *Server) handleFetch(_ any, ctx context.Context, decode func(any) error,
 
 func (s *Server) fetch(ctx context.Context, q *request) (m *message, err error) {
 	defer s.contain(ctx, &err)
-	outcome := reasonServed
+	outcome := reasonPanic
 	defer func() { s.metrics.fetches.WithLabelValues(outcome).Inc() }()
 	if err = checkRequest(q.typeURL, q.limits()); err != nil {
 		outcome, err = refusal(err)
@@ -47,6 +47,7 @@ func (s *Server) fetch(ctx context.Context, q *request) (m *message, err error) 
 		}
 	}
 	if a.send != nil {
+		outcome = reasonServed
 		return &message{data: a.send}, nil
 	}
 	switch {

@@ -3,6 +3,7 @@ package sds
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"unicode/utf8"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -77,6 +78,11 @@ func (l *nameList) within() error {
 	}
 	return nil
 }
+
+// forget lets go of what was read; a stream may wait for long.
+func (q *request) forget() { *q = request{} }
+
+func (q *deltaRequest) forget() { *q = deltaRequest{} }
 
 // limits says what of the request is too much, if anything.
 func (q *request) limits() error { return q.names.within() }
@@ -281,7 +287,8 @@ func parseNack(prev *nack, b []byte) (*nack, error) {
 	return &out, err
 }
 
-// clip shortens s to at most n bytes without breaking a rune.
+// clip shortens s to at most n bytes without breaking a rune, and without
+// keeping the rest in memory.
 func clip(s string, n int) string {
 	if len(s) <= n {
 		return s
@@ -289,5 +296,5 @@ func clip(s string, n int) string {
 	for n > 0 && !utf8.RuneStart(s[n]) {
 		n--
 	}
-	return s[:n]
+	return strings.Clone(s[:n])
 }

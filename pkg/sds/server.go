@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -81,7 +82,9 @@ func (s *Server) handleStream(_ any, ss grpc.ServerStream) error {
 		if err := checkRequest(q.typeURL, q.limits()); err != nil {
 			return err
 		}
-		return c.step(func(u *svid.Update) action { return m.request(q, u) })
+		err := c.step(func(u *svid.Update) action { return m.request(q, u) })
+		q.forget()
+		return err
 	})
 }
 
@@ -96,7 +99,9 @@ func (s *Server) handleDelta(_ any, ss grpc.ServerStream) error {
 		if err := checkRequest(q.typeURL, q.limits()); err != nil {
 			return err
 		}
-		return c.step(func(u *svid.Update) action { return m.request(q, u) })
+		err := c.step(func(u *svid.Update) action { return m.request(q, u) })
+		q.forget()
+		return err
 	})
 }
 
@@ -163,5 +168,5 @@ func (s *Server) attrs(ctx context.Context, more ...slog.Attr) []slog.Attr {
 	if s.config.LogAttrs == nil {
 		return more
 	}
-	return append(s.config.LogAttrs(ctx), more...)
+	return slices.Concat(s.config.LogAttrs(ctx), more)
 }

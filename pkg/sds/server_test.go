@@ -401,6 +401,29 @@ func TestUnknownNamesAreLoggedOnce(t *testing.T) {
 	}
 }
 
+// One goroutine per idle stream, the handler's own.
+func TestGoroutinesPerStream(t *testing.T) {
+	w := newWorld(t)
+	l := newLayer(w.has(w.web))
+	_, conn := serve(t, l, nil)
+	for range 10 {
+		e := openStream(t, conn)
+		e.send(ask("default"))
+		e.recv()
+	}
+	l.set(w.has(w.web2))
+	eventually(t, "one goroutine per stream", func() bool {
+		buf := make([]byte, 1<<20)
+		ours := 0
+		for g := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+			if strings.Contains(g, "pkg/sds.(*call)") || strings.Contains(g, "pkg/sds.(*Server)") {
+				ours++
+			}
+		}
+		return ours == 10
+	})
+}
+
 // Encoded keys go with their SVIDs.
 func TestCacheDiesWithTheSVID(t *testing.T) {
 	w := newWorld(t)

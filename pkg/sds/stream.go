@@ -73,6 +73,7 @@ type core struct {
 	unknown  []string // those that are not
 	node     node
 	nonces   uint64 // responses so far
+	judged   bool   // the client has said what it thinks of the last one
 	items    []item
 	late     []string // names the client waits for
 	warned   bool     // about narrow
@@ -107,7 +108,14 @@ func (c *core) item(name string) *item {
 	return nil
 }
 
-// judge reads ACK and NACK. A nonce that is not the last one is about an older
+// respond counts a response.
+func (c *core) respond() {
+	c.nonces++
+	c.judged = false
+}
+
+// judge reads ACK and NACK; once per response, as later requests repeat its
+// nonce. A nonce that is not the last one is about an older
 // response.
 func (c *core) judge(nonce string, rejects *nack) (verdict, nack) {
 	switch {
@@ -115,6 +123,8 @@ func (c *core) judge(nonce string, rejects *nack) (verdict, nack) {
 		return noVerdict, nack{}
 	case nonce != c.nonce():
 		return stale, nack{}
+	case c.judged && rejects == nil: // a later request, with the same nonce
+		return noVerdict, nack{}
 	case rejects != nil:
 		return nacked, *rejects
 	}
@@ -186,6 +196,7 @@ func (s *stream) request(q *request, u *svid.Update) (a action) {
 			a.verdict = nacked
 			a.rejects = nack{message: fmt.Sprintf("client kept version %q", clip(q.version, 64))}
 		}
+		s.judged = s.judged || a.verdict == acked || a.verdict == nacked
 		if a.verdict == stale {
 			// The client sends its list again with the nonce of the response
 			// that is on its way.
@@ -243,7 +254,7 @@ func (s *stream) fold(u *svid.Update, cause string, a *action) {
 	if s.nonces == 0 {
 		cause = causeFirst
 	}
-	s.nonces++
+	s.respond()
 	s.version = versionOf(found.known)
 	// A name that is merely late keeps what the client has under it.
 	if lapsed {

@@ -163,7 +163,7 @@ func TestStreamOfEvents(t *testing.T) {
 		"a name dropped and asked for again is sent again": {
 			{ask: ask("default"), see: web, sends: "default", cause: "first"},
 			{ask: ack("spiffe://example.org/none"), see: web, check: "ack", late: "spiffe://example.org/none"},
-			{ask: ack("default"), see: web, sends: "default", cause: "names", check: "ack"},
+			{ask: ack("default"), see: web, sends: "default", cause: "names", check: "none"},
 		},
 		"a NACK is not answered with the same": {
 			{ask: ask("default"), see: web, sends: "default", cause: "first"},
@@ -174,6 +174,12 @@ func TestStreamOfEvents(t *testing.T) {
 		"an old version with the last nonce is a NACK": {
 			{ask: ask("default"), see: web, sends: "default", cause: "first"},
 			{ask: nonce(ask("default"), last, "old"), see: web, check: "nack"},
+		},
+		"a NACKed response is not judged twice": {
+			{ask: ask("default"), see: both, sends: "default", cause: "first"},
+			{ask: nack("default"), see: both, check: "nack"},
+			{ask: nonce(ask("default"), last, "old"), see: both, check: "none"},
+			{ask: nonce(ask("ROOTCA"), last, "old"), see: both, sends: "ROOTCA", cause: "names", check: "none"},
 		},
 		"stale nonces are ignored, the list comes again": {
 			{ask: ask("default"), see: web, sends: "default", cause: "first"},

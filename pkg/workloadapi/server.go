@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -153,7 +154,7 @@ func (s *Server) attrs(ctx context.Context, more ...slog.Attr) []slog.Attr {
 	if s.config.LogAttrs == nil {
 		return more
 	}
-	return append(s.config.LogAttrs(ctx), more...)
+	return slices.Concat(s.config.LogAttrs(ctx), more)
 }
 
 // holdTime is how long a call may be held: wait, but never past 80 % of the
