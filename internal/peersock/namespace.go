@@ -57,17 +57,16 @@ func HostPIDNamespace(proc string) (bool, error) {
 	return false, nil
 }
 
-// related says whether two groups are the same, one in the other, or in one
-// parent that is not the top.
-func related(a, b string) bool {
-	a, b = strings.TrimSuffix(a, "/"), strings.TrimSuffix(b, "/")
-	if strings.HasPrefix(a+"/", b+"/") && b != "" || strings.HasPrefix(b+"/", a+"/") && a != "" {
+// related says whether init's group is ours, inside ours, or next to it in a
+// parent that is not the top. A node's init may well be above us.
+func related(ours, init string) bool {
+	ours, init = strings.TrimSuffix(ours, "/"), strings.TrimSuffix(init, "/")
+	if ours == "" { // a cgroup namespace of our own: next to it is /../X
+		return strings.Count(init, "..") <= 1
+	}
+	if strings.HasPrefix(init+"/", ours+"/") {
 		return true
 	}
 	parent := func(p string) string { return p[:max(strings.LastIndexByte(p, '/'), 0)] }
-	// In a cgroup namespace of our own we are at "/" and a neighbour at "/../X".
-	if a == "" {
-		return b == "" || strings.Count(b, "..") <= 1
-	}
-	return parent(a) != "" && parent(a) == parent(b)
+	return parent(ours) != "" && parent(ours) == parent(init)
 }
