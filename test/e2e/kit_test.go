@@ -74,7 +74,6 @@ func probePod(name, account string, args ...string) map[string]any {
 		"metadata": map[string]any{"name": name, "labels": map[string]any{"app": "probe"}},
 		"spec": map[string]any{
 			"serviceAccountName":            account,
-			"dnsPolicy":                     "Default",
 			"terminationGracePeriodSeconds": 1,
 			"containers": []any{map[string]any{
 				"name": "probe", "image": probeImage, "imagePullPolicy": "Never", "args": args,

@@ -18,7 +18,7 @@ func (c Config) writeFiles() error {
 		"containerd.toml":         c.containerdConfig(),
 		"kubelet.yaml":            c.kubeletConfig(),
 		"cni/10-bridge.conflist":  cniConfig(),
-		"resolv.conf":             "search svc.cluster.local cluster.local\n",
+		"resolv.conf":             "nameserver " + clusterDNS + "\n",
 		"controller-manager.conf": c.kubeconfig("controller-manager", "https://"+apiIP),
 		"scheduler.conf":          c.kubeconfig("scheduler", "https://"+apiIP),
 		"kubelet.conf":            c.kubeconfig("kubelet-client", "https://"+apiIP),
@@ -88,11 +88,13 @@ failSwapOn: false
 failCgroupV1: false
 localStorageCapacityIsolation: false
 resolvConf: %[5]q
+clusterDNS: [%[7]s]
+clusterDomain: cluster.local
 staticPodPath: %[6]q
 readOnlyPort: 0
 imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 32Mi, nodefs.available: 1%%, imagefs.available: 1%%, nodefs.inodesFree: 0%%, imagefs.inodesFree: 0%%}
-`, c.pki("ca.crt"), c.pki("kubelet-server.crt"), c.pki("kubelet-server.key"), containerdSocket, c.path("resolv.conf"), c.path("static-pods"))
+`, c.pki("ca.crt"), c.pki("kubelet-server.crt"), c.pki("kubelet-server.key"), containerdSocket, c.path("resolv.conf"), c.path("static-pods"), clusterDNS)
 }
 
 func cniConfig() string {

@@ -108,6 +108,7 @@ func prepareNetwork() error {
 		"link set " + bridge + " up",
 		// The service address of the API server is local: no proxy is needed for it.
 		"addr add " + apiIP + "/32 dev lo",
+		"addr add " + clusterDNS + "/32 dev lo",
 		// Service addresses need a route to be looked up before kube-proxy's rules turn them into endpoints.
 		"route add " + serviceCIDR + " dev " + bridge,
 		// Packets to nowhere should fail at once and not wait for a route.

@@ -79,6 +79,9 @@ func (s *supervisor) run(ctx context.Context) error {
 		}
 		s.log.Info("started", "component", step.name, "after", time.Since(begun).Round(time.Millisecond))
 	}
+	if err := s.serveDNS(); err != nil {
+		return err
+	}
 	if s.cfg.KubeProxy {
 		if err := s.startReady(ctx, "kube-proxy", nil); err != nil {
 			return err
