@@ -13,3 +13,7 @@
 package spirewire
 
 //go:generate ./generate.sh
+
+// DefaultAdminSocket is where the agent serves this API and the command line
+// client looks for it, if neither is told otherwise.
+const DefaultAdminSocket = "/run/spiffe-node/admin/api.sock"

@@ -1,0 +1,136 @@
+package adminapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/spiffe-node/spiffe-node/internal/adminapi/inspectpb"
+	"github.com/spiffe-node/spiffe-node/internal/spirewire"
+	"github.com/spiffe-node/spiffe-node/internal/spirewire/agentpb"
+	"github.com/spiffe-node/spiffe-node/internal/spirewire/bundlepb"
+	"github.com/spiffe-node/spiffe-node/internal/spirewire/debugpb"
+	"github.com/spiffe-node/spiffe-node/internal/spirewire/entrypb"
+	"github.com/spiffe-node/spiffe-node/internal/spirewire/loggerpb"
+	"github.com/spiffe-node/spiffe-node/internal/spirewire/svidpb"
+)
+
+// DefaultSocketPath is where the agent serves and the command line client
+// looks, if neither is told otherwise.
+const DefaultSocketPath = spirewire.DefaultAdminSocket
+
+// stopTimeout is how long calls under way may take when the server stops.
+const stopTimeout = 10 * time.Second
+
+// Config is what a Server needs.
+type Config struct {
+	// SocketPath is the unix socket; "" = DefaultSocketPath. Its directory is
+	// made with mode 0700 if it is missing, and refused if it is there and
+	// open to others.
+	SocketPath string
+	// Group may use the socket beside the owner: a name or a number, "" =
+	// nobody. The directory is then 0750 and the socket 0660.
+	Group string
+	// TrustDomain is the authority's. Required.
+	TrustDomain spiffeid.TrustDomain
+	// Authority is served as the SPIRE Server API; nil serves nothing of it but
+	// Logger: for agents whose authority is elsewhere.
+	Authority Authority
+	// LocalAgent is the agent in this process, which cannot be banned or
+	// deleted; zero = none.
+	LocalAgent spiffeid.ID
+	// Source is served as Inspect; nil = no Inspect service.
+	Source Source
+	// LogLevel is what the Logger service reads and sets; nil = no Logger
+	// service. The level at New is the launch level.
+	LogLevel *slog.LevelVar
+	// Logger gets one line per call and one per change; nil = discarded.
+	Logger *slog.Logger
+}
+
+// Server is the admin socket.
+type Server struct {
+	cfg  Config
+	grpc *grpc.Server
+	lis  *listener
+}
+
+// New makes the socket; nothing is served before Run.
+func New(ctx context.Context, cfg Config) (*Server, error) {
+	if cfg.TrustDomain.IsZero() {
+		return nil, errors.New("admin API: trust domain is missing")
+	}
+	if cfg.SocketPath == "" {
+		cfg.SocketPath = DefaultSocketPath
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	lis, err := listen(ctx, cfg.SocketPath, cfg.Group)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, lis: lis}
+	i := &interceptor{log: cfg.Logger}
+	s.grpc = grpc.NewServer(grpc.UnaryInterceptor(i.unary), grpc.StreamInterceptor(i.stream), grpc.WaitForHandlers(true))
+	s.register()
+	return s, nil
+}
+
+func (s *Server) register() {
+	td := s.cfg.TrustDomain
+	if a := s.cfg.Authority; a != nil {
+		entrypb.RegisterEntryServer(s.grpc, &entryService{td: td, store: a})
+		agentpb.RegisterAgentServer(s.grpc, &agentService{td: td, local: s.cfg.LocalAgent, store: a})
+		bundlepb.RegisterBundleServer(s.grpc, &bundleService{td: td, store: a})
+		svidpb.RegisterSVIDServer(s.grpc, &svidService{td: td, minter: a})
+		debugpb.RegisterDebugServer(s.grpc, &debugService{authority: a, start: time.Now()})
+		healthpb.RegisterHealthServer(s.grpc, &healthService{authority: a})
+	}
+	if s.cfg.LogLevel != nil {
+		loggerpb.RegisterLoggerServer(s.grpc, &loggerService{level: s.cfg.LogLevel, launch: s.cfg.LogLevel.Level()})
+	}
+	if s.cfg.Source != nil {
+		inspectpb.RegisterInspectServer(s.grpc, &inspectService{source: s.cfg.Source})
+	}
+}
+
+// Addr is the socket's path.
+func (s *Server) Addr() net.Addr { return s.lis.Addr() }
+
+// Run serves until ctx ends, lets calls under way finish for a while, and
+// removes the socket. It must be called once.
+func (s *Server) Run(ctx context.Context) error {
+	served := make(chan error, 1)
+	go func() { served <- s.grpc.Serve(s.lis) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("admin API: %w", err)
+	case <-ctx.Done():
+	}
+	stopped := make(chan struct{})
+	go func() {
+		s.grpc.GracefulStop()
+		close(stopped)
+	}()
+	timer := time.NewTimer(stopTimeout)
+	defer timer.Stop()
+	select {
+	case <-stopped:
+	case <-timer.C:
+		s.grpc.Stop()
+		<-stopped
+	}
+	<-served
+	return nil
+}
+
+// Close gives up a server that was never run.
+func (s *Server) Close() error { return s.lis.Close() }
