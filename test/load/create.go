@@ -103,6 +103,9 @@ func (o *options) workload(i int, run string) workload {
 // await starts a workload, lets it wait, creates its entry and says when the
 // creation began, when it returned and when the workload had its secret.
 func (o *options) await(ctx context.Context, r *Report, w workload, create creator) (start, returned, got time.Time, err error) {
+	if err := sleep(ctx, rand.N(o.spread+1)); err != nil {
+		return start, returned, got, err
+	}
 	p, err := startProbe(ctx, o, w)
 	if err != nil {
 		return start, returned, got, err

@@ -36,8 +36,6 @@ func runFetch(ctx context.Context, o *options, r *Report) error {
 		return err
 	}
 	begin := time.Now()
-	loop, cancel := context.WithTimeout(ctx, o.duration)
-	defer cancel()
 	var (
 		wg    sync.WaitGroup
 		mu    sync.Mutex
@@ -48,12 +46,12 @@ func runFetch(ctx context.Context, o *options, r *Report) error {
 		wg.Go(func() {
 			var mine []time.Duration
 			n := 0
-			for loop.Err() == nil {
+			for time.Since(begin) < o.duration && ctx.Err() == nil {
 				start := time.Now()
-				if err := fetch(loop, conn, o.names); err != nil {
-					if loop.Err() == nil {
-						r.fail(err)
-					}
+				if err := fetch(ctx, conn, o.names); err != nil {
+					r.fail(err)
+					// A server that refuses at once is not to be flooded.
+					_ = sleep(ctx, 10*time.Millisecond)
 					continue
 				}
 				n++

@@ -127,7 +127,7 @@ func TestTimeoutEndsIt(t *testing.T) {
 	for _, args := range [][]string{
 		{"streams", "-n", "2"},
 		{"fanout", "-n", "2", "-cmd", "true"},
-		{"create", "-as", "id", "-cmd", "true", "-lead", "1ms", "-count", "1"},
+		{"create", "-as", "id", "-cmd", "true", "-spread", "1ms", "-lead", "1ms", "-count", "1"},
 	} {
 		args = append(args, "-socket", f.socket, "-timeout", "600ms")
 		_, r, err := load(t, args...)
@@ -228,7 +228,7 @@ func TestCreate(t *testing.T) {
 				f := startServer(t)
 				f.refuse = refuse
 				_, r, err := load(t, "create", "-socket", f.socket, "-admin", f.socket, "-parent", parent, "-as", as,
-					"-count", "4", "-parallel", "2", "-lead", "20ms", "-retry", "10ms")
+					"-count", "4", "-parallel", "2", "-spread", "20ms", "-lead", "20ms", "-retry", "10ms")
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -263,13 +263,13 @@ func TestCreateByCommand(t *testing.T) {
 		}
 		f.update(func() { f.ids[id] = true })
 	})
-	_, r, err := load(t, "create", "-socket", f.socket, "-as", "id", "-cmd", cmd, "-count", "2", "-lead", "1ms")
+	_, r, err := load(t, "create", "-socket", f.socket, "-as", "id", "-cmd", cmd, "-count", "2", "-spread", "1ms", "-lead", "1ms")
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.need(t, "workloads served", 2, 2)
 	f.update(func() { f.open = true })
-	if _, _, err := load(t, "create", "-socket", f.socket, "-as", "id", "-cmd", cmd, "-count", "1", "-lead", "1ms"); err == nil ||
+	if _, _, err := load(t, "create", "-socket", f.socket, "-as", "id", "-cmd", cmd, "-count", "1", "-spread", "1ms", "-lead", "1ms"); err == nil ||
 		!strings.Contains(err.Error(), "before its entry existed") {
 		t.Errorf("a workload that has an entry already: %v", err)
 	}

@@ -35,7 +35,8 @@ The clients. As Envoy does, each connection carries one SotW stream per secret
 name (default and ROOTCA), the node is sent with a stream's first request only,
 every response is acknowledged, and a stream that ends is opened again after a
 pause drawn from [0, next), next being 0.5 s at first and doubling to 30 s, and
-0.5 s again after a response (-retry envoy; -retry 50ms waits a fixed time).
+0.5 s again after a response (-retry envoy, create's default; -retry 50ms, the
+default of the others, waits a fixed time).
 
 streams opens -n connections, at most -parallel at a time, and reports:
   first secret          from the dial to the first secret of a stream (p50, p99)
@@ -54,7 +55,9 @@ create gives each of -count workloads its own entry. A workload is a process
   with a uid of its own (from -first-uid), started by load, which therefore must
   be root; its entry has the selector unix:uid:<uid>. Without root, or with -as id,
   workloads ask for their SPIFFE ID by name instead, with the caller's own uid.
-  The entry is created when the workload has waited for about -lead: with
+  A workload starts after a pause drawn from [0, -spread), so that it does not fall
+  in step with a server that looks at its entries every few seconds; its entry is
+  created when it has waited for about -lead: with
   -admin through the SPIRE Server API on that unix socket, below -parent, and
   removed at the end; with -cmd by a command, in which {i}, {uid}, {id} (SPIFFE ID)
   and {selector} are replaced. Times count from the call's start and its return.
@@ -157,6 +160,7 @@ type options struct {
 	parent    string
 	retry     retry
 	lead      time.Duration
+	spread    time.Duration
 	as        string
 	firstUID  int
 	keepEntry bool
@@ -218,6 +222,7 @@ func parse(name string, args []string, stderr io.Writer) (*options, error) {
 		fs.StringVar(&o.cmd, "cmd", "", "command that creates an entry, instead of -admin; {i} {uid} {id} {selector} are replaced")
 		fs.StringVar(&retryText, "retry", "envoy", "pause before a stream is opened again: envoy or a duration")
 		fs.DurationVar(&o.lead, "lead", time.Second, "how long workloads wait before the entry is created, 50 to 150 % of it")
+		fs.DurationVar(&o.spread, "spread", 5*time.Second, "bound of the random pause before each workload starts")
 		fs.StringVar(&o.as, "as", "", "how workloads differ: uid or id (uid as root, else id)")
 		fs.IntVar(&o.firstUID, "first-uid", 30000, "uid of the first workload")
 		fs.BoolVar(&o.keepEntry, "keep", false, "leave the entries made through -admin")
@@ -283,7 +288,7 @@ func (o *options) check(name string) error {
 		}
 		return nil
 	}
-	for _, d := range []time.Duration{o.timeout, o.duration, o.settle, o.lead, o.pause, o.idle} {
+	for _, d := range []time.Duration{o.timeout, o.duration, o.settle, o.lead, o.pause, o.idle, o.spread} {
 		if d < 0 || d > maxTime {
 			return fmt.Errorf("a duration of %v is not within 0 and %v", d, maxTime)
 		}
