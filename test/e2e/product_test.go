@@ -54,6 +54,7 @@ func TestProduct(t *testing.T) {
 // testLate starts a pod nobody has registered: it gets the bundle, no error,
 // and its identity the moment there is an entry.
 func testLate(t *testing.T) {
+	t.Helper()
 	namespace(t, "late", "web")
 	pod := create(t, "late", probePod("web", "web"))
 	log := probeLog(t, pod, time.Minute, has("ROOTCA"))
@@ -82,6 +83,7 @@ func testLate(t *testing.T) {
 
 // testKnown measures pods whose entry is there before them.
 func testKnown(t *testing.T) {
+	t.Helper()
 	namespace(t, "known", "web")
 	id := register(t, "known", "web")
 	const count = 10
@@ -120,6 +122,7 @@ func pods(t *testing.T) []cluster.Pod {
 // testKubeletRestart restarts the kubelet, which publishes every volume again:
 // no mount may be added.
 func testKubeletRestart(t *testing.T) {
+	t.Helper()
 	before := volumeMounts(t, "")
 	for range 3 {
 		published := driverPublishes(t)
@@ -157,6 +160,7 @@ func undisturbed(t *testing.T) {
 // testAgentRestart kills the agent's process: every stream comes back by itself
 // and identities are the same.
 func testAgentRestart(t *testing.T) {
+	t.Helper()
 	before := map[string]string{}
 	for _, pod := range pods(t) {
 		last, _ := probeLog(t, &pod, 10*time.Second, has("default")).Last("default")
@@ -182,6 +186,7 @@ func testAgentRestart(t *testing.T) {
 
 // testDriverRestart kills the driver's process: mounts stay and the next pod is published.
 func testDriverRestart(t *testing.T) {
+	t.Helper()
 	before := volumeMounts(t, "")
 	killContainer(t, "driver")
 	if after := volumeMounts(t, ""); len(after) != len(before) {
@@ -199,6 +204,7 @@ func testDriverRestart(t *testing.T) {
 
 // testDriverAway deletes a pod at the moment its driver is killed.
 func testDriverAway(t *testing.T) {
+	t.Helper()
 	pod := create(t, "known", probePod("orphan", "web"))
 	probeLog(t, pod, time.Minute, has("default"))
 	killContainer(t, "driver")
@@ -210,6 +216,7 @@ func testDriverAway(t *testing.T) {
 // testReplaced deletes the product's pod: the DaemonSet makes a new one on the
 // same directories.
 func testReplaced(t *testing.T) {
+	t.Helper()
 	old := agentPod(t)
 	mounts := volumeMounts(t, "")
 	before := map[string]int{}
@@ -244,6 +251,7 @@ func testReplaced(t *testing.T) {
 
 // testNothingLeft deletes every pod with a volume.
 func testNothingLeft(t *testing.T) {
+	t.Helper()
 	var took []time.Duration
 	for _, pod := range pods(t) {
 		took = append(took, remove(t, &pod))

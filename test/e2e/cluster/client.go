@@ -22,7 +22,7 @@ type object struct {
 	} `json:"status"`
 }
 
-// Metadata, Condition, ContainerStatus and Pod hold the fields tests ask for.
+// Metadata is an object's, as far as tests ask for it.
 type Metadata struct {
 	Name              string            `json:"name"`
 	Namespace         string            `json:"namespace"`

@@ -3,7 +3,6 @@ package cluster
 import (
 	"cmp"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -57,7 +56,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.Cache = filepath.Join(base, "spiffe-node-e2e", Version)
 	}
 	if c.Log == nil {
-		c.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
+		c.Log = slog.New(slog.DiscardHandler)
 	}
 	for _, p := range []*string{&c.Dir, &c.Cache} {
 		abs, err := filepath.Abs(*p)

@@ -64,10 +64,10 @@ func kill(ctx context.Context, pid int) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	return Poll(ctx, 20*time.Millisecond, func(context.Context) error {
-		if _, err := startTime(pid); err != nil || zombie(pid) {
-			return nil
+		if alive(pid) {
+			return fmt.Errorf("process %d is still there", pid)
 		}
-		return fmt.Errorf("process %d is still there", pid)
+		return nil
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -65,8 +66,8 @@ func removeCgroups() error {
 			if err != nil {
 				errs = append(errs, err)
 			}
-			for i := len(dirs) - 1; i >= 0; i-- {
-				if err := os.Remove(dirs[i]); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			for _, dir := range slices.Backward(dirs) {
+				if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 					errs = append(errs, err)
 				}
 			}
@@ -107,12 +108,13 @@ var octal = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`,
 
 func unescape(field string) string { return octal.Replace(field) }
 
-// zombie reports whether a process has ended and only awaits being reaped.
-func zombie(pid int) bool {
+// alive reports whether there is such a process and it is more than a
+// zombie that awaits being reaped.
+func alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return false
 	}
 	end := bytes.LastIndexByte(stat, ')')
-	return end > 0 && bytes.HasPrefix(stat[end+1:], []byte(" Z"))
+	return end > 0 && !bytes.HasPrefix(stat[end+1:], []byte(" Z"))
 }

@@ -74,7 +74,7 @@ func (s *supervisor) killPods() error {
 	left := 0
 	for _, p := range procs {
 		pid, err := strconv.Atoi(p.Name())
-		if err != nil || slices.Contains(keep, pid) || zombie(pid) {
+		if err != nil || slices.Contains(keep, pid) || !alive(pid) {
 			continue
 		}
 		left++

@@ -39,7 +39,7 @@ func runSupervisor(dir string) error {
 	}
 	s := &supervisor{cfg: cfg, log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
 	if err := s.run(context.Background()); err != nil {
-		s.log.Error("cluster failed", "error", err)
+		s.log.Error("cluster failed", slog.Any("error", err))
 		return err
 	}
 	return nil
@@ -77,7 +77,7 @@ func (s *supervisor) run(ctx context.Context) error {
 				return err
 			}
 		}
-		s.log.Info("started", "component", step.name, "after", time.Since(begun).Round(time.Millisecond))
+		s.log.Info("started", slog.String("component", step.name), slog.Duration("after", time.Since(begun).Round(time.Millisecond)))
 	}
 	if err := s.serveDNS(); err != nil {
 		return err
@@ -90,7 +90,7 @@ func (s *supervisor) run(ctx context.Context) error {
 	if err := s.startReady(ctx, "kubelet", s.nodeReady); err != nil {
 		return err
 	}
-	s.log.Info("node is ready", "after", time.Since(begun).Round(time.Millisecond))
+	s.log.Info("node is ready", slog.Duration("after", time.Since(begun).Round(time.Millisecond)))
 	go forward(lent, fmt.Sprintf("127.0.0.1:%d", apiPort))
 	return s.serveControl()
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -73,7 +74,7 @@ func Build(ctx context.Context, cfg Config, source string) error {
 	if err := os.MkdirAll(cfg.bin(""), 0o755); err != nil {
 		return fmt.Errorf("making the cache for built binaries: %w", err)
 	}
-	cfg.Log.Info("building Kubernetes from the module proxy; minutes when cold", "version", Version, "into", cfg.bin(""))
+	cfg.Log.Info("building Kubernetes from the module proxy; minutes when cold", slog.String("version", Version), slog.String("into", cfg.bin("")))
 	major, minor, _ := strings.Cut(strings.TrimPrefix(Version, "v"), ".")
 	minor, _, _ = strings.Cut(minor, ".")
 	const pkg = "k8s.io/component-base/version"

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -55,7 +56,7 @@ func Up(ctx context.Context, cfg Config) (*Cluster, error) {
 	}
 	defer lock.Close()
 	begun := time.Now()
-	if err := cfg.prepare(ctx); err != nil {
+	if err := cfg.prepare(); err != nil {
 		return nil, err
 	}
 	c, err := cfg.spawn(lock)
@@ -66,12 +67,12 @@ func Up(ctx context.Context, cfg Config) (*Cluster, error) {
 		_ = c.end(context.WithoutCancel(ctx))
 		return nil, err
 	}
-	cfg.Log.Info("cluster is up", "dir", cfg.Dir, "kubeconfig", c.Kubeconfig(), "took", time.Since(begun).Round(time.Millisecond))
+	cfg.Log.Info("cluster is up", slog.String("dir", cfg.Dir), slog.String("kubeconfig", c.Kubeconfig()), slog.Duration("took", time.Since(begun).Round(time.Millisecond)))
 	return c, nil
 }
 
 // prepare fills the scratch directory.
-func (c Config) prepare(ctx context.Context) error {
+func (c Config) prepare() error {
 	for _, dir := range []string{"", "images", "logs", "static-pods", "kubelet", "etcd"} {
 		if err := os.MkdirAll(c.path(dir), 0o755); err != nil {
 			return fmt.Errorf("making the cluster's directory: %w", err)
@@ -227,7 +228,7 @@ func (c Config) running() (state, bool, error) {
 		return state{}, false, fmt.Errorf("reading the state of the cluster in %s: %w", c.Dir, err)
 	}
 	started, err := startTime(st.Init)
-	return st, err == nil && started == st.StartTime && !zombie(st.Init), nil
+	return st, err == nil && started == st.StartTime && alive(st.Init), nil
 }
 
 // awaitControl waits until the supervisor answers, which it does once the node is Ready.

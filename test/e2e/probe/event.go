@@ -5,6 +5,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -71,9 +72,9 @@ func (l Log) First(name string) (Event, bool) {
 
 // Last is the newest secret of that name.
 func (l Log) Last(name string) (Event, bool) {
-	for i := len(l) - 1; i >= 0; i-- {
-		if l[i].Kind == Secret && l[i].Name == name {
-			return l[i], true
+	for _, ev := range slices.Backward(l) {
+		if ev.Kind == Secret && ev.Name == name {
+			return ev, true
 		}
 	}
 	return Event{}, false

@@ -119,9 +119,9 @@ func (s *subscription) stream(ctx context.Context) (got bool, err error) {
 		if err != nil {
 			return got, err
 		}
-		for _, any := range res.GetResources() {
+		for _, packed := range res.GetResources() {
 			var secret tlsv3.Secret
-			if err := any.UnmarshalTo(&secret); err != nil {
+			if err := packed.UnmarshalTo(&secret); err != nil {
 				return got, err
 			}
 			if secret.GetName() != s.name {
