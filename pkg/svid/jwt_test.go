@@ -181,8 +181,10 @@ func TestJWTRefusedByAuthority(t *testing.T) {
 		must(err)
 		w.ca.set(func() { w.ca.fail = func(string) error { return authority.ErrRefused } })
 		advance(4 * time.Minute)
-		if j, err := w.m.JWT(t.Context(), c, web, []string{"a"}); !errors.Is(err, authority.ErrRefused) {
-			t.Errorf("an old token was handed out though the authority refuses: %v", j)
+		for range 3 {
+			if j, err := w.m.JWT(t.Context(), c, web, []string{"a"}); !errors.Is(err, authority.ErrRefused) {
+				t.Errorf("an old token was handed out though the authority refuses: %v", j)
+			}
 		}
 	})
 }
@@ -267,6 +269,45 @@ func TestJWTCacheIsBounded(t *testing.T) {
 		get(5)
 		if w.ca.jwts.Load() != n+1 {
 			t.Error("more is kept than the limit")
+		}
+	})
+}
+
+// mute answers with tokens that are none.
+type mute struct {
+	*fakeAuthority
+	issued *authority.JWTIssued
+}
+
+func (m *mute) SignJWT(context.Context, authority.JWTRequest) (*authority.JWTIssued, error) {
+	return m.issued, nil
+}
+
+func TestWrongTokensAreNotServed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		web := workload("web")
+		ca := &mute{fakeAuthority: newAuthority()}
+		w := run(t, ca.fakeAuthority, newEntries(web), func(c *svid.Config) { c.Authority = ca })
+		synctest.Wait()
+		c := newCaller("web", "unix:user:web")
+		for want, issued := range map[string]*authority.JWTIssued{
+			"no token": nil,
+			"expired":  {Token: "a.b.c", IssuedAt: time.Now().Add(-time.Hour), ExpiresAt: time.Now()},
+		} {
+			ca.issued = issued
+			if _, err := w.m.JWT(t.Context(), c, web, []string{"a"}); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("got %v, want %s", err, want)
+			}
+		}
+		// A header that cannot be read and no IssuedAt do no harm.
+		ca.issued = &authority.JWTIssued{Token: "not base64!", ExpiresAt: time.Now().Add(time.Minute)}
+		j, err := w.m.JWT(t.Context(), c, web, []string{"a"})
+		if err != nil || j.KeyID != "" {
+			t.Errorf("%+v %v", j, err)
+		}
+		if _, err := w.m.JWT(t.Context(), nil, web, []string{"a"}); err == nil {
+			t.Error("nobody got a token")
 		}
 	})
 }

@@ -116,9 +116,13 @@ func (c *jwtCache) fly(ctx context.Context, key jwtKey, e *entry.Entry, audience
 		f.svid, f.err = svid, err
 		if c.flights[key] == f {
 			delete(c.flights, key)
-			if err == nil {
+			switch el := c.byKey[key]; {
+			case err == nil:
 				c.storeLocked(key, svid)
-			} else if el := c.byKey[key]; el != nil {
+			case el == nil:
+			case errors.Is(err, authority.ErrRefused):
+				c.dropLocked(el)
+			default:
 				// Callers of an old token do not ask again and again.
 				el.Value.(*cachedJWT).freshTo = c.m.now().Add(backoff(2))
 			}

@@ -119,8 +119,9 @@ func (m *Manager) considerLocked(r *record, now time.Time) {
 		switch {
 		case called && r.svid == nil:
 			m.enqueueLocked(r, waiting)
-		case r.svid == nil && len(m.idle) >= m.cfg.MaxIdle:
-			// No room for SVIDs nobody has called for.
+		case r.svid == nil && !m.roomLocked():
+			// Too many SVIDs that nobody has called for: this one waits for
+			// its caller.
 		case r.svid == nil || r.resign:
 			m.enqueueLocked(r, ahead)
 		default:
@@ -183,6 +184,21 @@ func (m *Manager) idleLocked(r *record, called bool) {
 		return
 	}
 	m.eraseLocked(victim)
+}
+
+// roomLocked says whether one more SVID may be signed before its caller comes;
+// if need be, one is let go whose pod has left.
+func (m *Manager) roomLocked() bool {
+	if len(m.idle) < m.cfg.MaxIdle {
+		return true
+	}
+	for o := range m.idle {
+		if len(o.groups) == 0 && o.work == resting {
+			m.dropLocked(o)
+			return true
+		}
+	}
+	return false
 }
 
 // ring is the alarm of a record.

@@ -298,6 +298,64 @@ func TestIdleSVIDsAreBounded(t *testing.T) {
 	})
 }
 
+func TestExpectedPodsComeBeforeDepartedOnes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var all []*entry.Entry
+		for i := range 30 {
+			all = append(all, workload(fmt.Sprint("w", i)))
+		}
+		w := run(t, newAuthority(), newEntries(all...), func(c *svid.Config) { c.MaxIdle = 10 })
+		synctest.Wait()
+		for i := range 10 {
+			w.subscribe(newCaller("x", fmt.Sprint("unix:user:w", i))).Close()
+			s := w.subscribe(newCaller("x", fmt.Sprint("unix:user:w", i)))
+			synctest.Wait()
+			s.Close()
+		}
+		for i := 10; i < 30; i++ {
+			w.m.Warm(attest.MustSelectors(fmt.Sprint("unix:user:w", i)))
+			synctest.Wait()
+		}
+		ready := 0
+		for i := 10; i < 30; i++ {
+			if serial(w.subscribe(newCaller("x", fmt.Sprint("unix:user:w", i))).Update()) != "" {
+				ready++
+			}
+		}
+		if ready != 10 {
+			t.Errorf("%d of 20 expected pods were ready, want as many as there is room for: 10", ready)
+		}
+	})
+}
+
+func TestClosedSubscription(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := run(t, newAuthority(), newEntries(workload("web"), workload("db")))
+		synctest.Wait()
+		w.entries.put(edited(workload("db"), func(e *entry.Entry) { e.X509SVIDTTL = 2 * time.Hour }))
+		s := w.subscribe(newCaller("web", "unix:user:web", "unix:user:db"))
+		synctest.Wait()
+		s.Close()
+		told := s.told.Load()
+		if u := s.Update(); len(u.Identities) != 2 {
+			t.Errorf("%+v", u)
+		}
+		time.Sleep(90 * time.Minute)
+		if u := s.Update(); len(u.Identities) != 1 || u.Identities[0].Entry.ID != "entry-db" || len(u.Late) != 1 {
+			t.Errorf("%+v", u)
+		}
+		time.Sleep(time.Hour)
+		if u := s.Update(); len(u.Identities) != 0 || len(u.Late) != 2 {
+			t.Errorf("%+v", u)
+		}
+		if s.told.Load() != told {
+			t.Error("told after Close")
+		}
+	})
+}
+
 func TestKeptForThoseWhoComeBack(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

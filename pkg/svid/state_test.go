@@ -307,6 +307,30 @@ func TestStateDirectoryMustBeSafe(t *testing.T) {
 	}
 }
 
+func TestStateThatCannotBeTrue(t *testing.T) {
+	t.Parallel()
+	const e = `"id":"a","spiffe_id":"spiffe://example.org/a","parent_id":"spiffe://example.org/n","selectors":["a:b"],"created_at":"2000-01-01T00:00:00Z"`
+	for body, want := range map[string]string{
+		`{"identities":[{"entry":{}}]}`:                                                                        "entry ID is missing",
+		`{"identities":[{"entry":{"id":"a"}}]}`:                                                                "SPIFFE ID is missing",
+		`{"identities":[{"entry":{"id":"a","spiffe_id":"spiffe://example.org/a"}}]}`:                           "selectors are missing",
+		`{"identities":[{"entry":{"id":"a","spiffe_id":"http://a"}}]}`:                                         "decode",
+		`{"identities":[{"entry":{"id":"a","spiffe_id":"spiffe://example.org/a","selectors":["a:b","a:b"]}}]}`: "occurs twice",
+		`{"identities":[{"entry":{"id":"a","spiffe_id":"spiffe://example.org/a","selectors":["ab"]}}]}`:        "decode",
+		`{"identities":[{"entry":{` + e + `,"x509_svid_ttl":-1}}]}`:                                            "TTL is negative",
+		`{"identities":[{"entry":{` + e + `,"federates_with":["//"]}}]}`:                                       "federated trust domain",
+		`{"identities":[{"entry":{` + e + `}}]}`:                                                               "key cannot be read",
+		`{"identities":[],"more":1}`:                                                                           "unknown field",
+		`{"identities":[]}{}`:                                                                                  "follows",
+		`{"bundles":{"own":{"trust_domain":"//","jwks":{}}},"identities":[]}`:                                  "bundle of",
+		`{"bundles":{"federated":[{"trust_domain":"a","jwks":{}}]},"identities":[]}`:                           "bundle",
+	} {
+		if err := svid.DecodeState([]byte(svid.SealState(body))); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s\n got %v\nwant %s", body, err, want)
+		}
+	}
+}
+
 func FuzzState(f *testing.F) {
 	f.Add([]byte(svid.SealState(`{"identities":[]}`)))
 	f.Add([]byte(svid.SealState(`{"identities":[{"entry":{"id":"a","spiffe_id":"spiffe://example.org/a","selectors":["a:b"]},"chain":["AA=="],"key":"AA=="}]}`)))

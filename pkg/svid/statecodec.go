@@ -164,6 +164,9 @@ func decodeState(data []byte, now time.Time) (*authority.BundleSet, []*record, e
 	if err := dec.Decode(&st); err != nil {
 		return nil, nil, fmt.Errorf("decode: %w", err)
 	}
+	if dec.More() {
+		return nil, nil, errors.New("something follows the end")
+	}
 	bundles, err := loadBundles(st.Bundles)
 	if err != nil {
 		return nil, nil, err
