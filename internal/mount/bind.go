@@ -14,6 +14,7 @@ type Source struct {
 	path    string
 	id      FileID
 	deleted bool
+	copies  *Copies
 }
 
 // OpenSource opens the directory; symbolic links on the way are followed, the
@@ -112,21 +113,12 @@ func (t *Target) Bind(src *Source, o Options) error {
 }
 
 // attach makes the mount off to the side and moves it into place.
-//
-// The copy is private before it is attached: a member of the source's peer
-// group would multiply with every bind where source and target are both shared
-// (kind nodes). Attached below a shared mount it becomes a group of its own,
-// so that it still reaches the host.
 func (t *Target) attach(src *Source, o Options) error {
-	tree, err := unix.OpenTree(src.fd, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	tree, err := src.copyMount(o)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(tree)
-	attr := unix.MountAttr{Attr_set: o.attrs(), Propagation: unix.MS_PRIVATE}
-	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-		return err
-	}
 	return unix.MoveMount(tree, "", t.parent, t.name, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 

@@ -73,6 +73,7 @@ func (d *Driver) openSource() (*mount.Source, error) {
 		src.Close()
 		return nil, status.Errorf(codes.Unavailable, "the agent's socket directory %s was deleted on the host after it was mounted into the driver: the driver's container must be started again", d.cfg.SourceDir)
 	}
+	src.UseCopies(&d.copies)
 	return src, nil
 }
 

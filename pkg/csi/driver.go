@@ -119,6 +119,7 @@ type Driver struct {
 	metrics *Metrics
 	agent   *agentCheck
 	locks   keyLocks
+	copies  mount.Copies
 	// roots are the spellings of the kubelet root in target paths: as
 	// configured and with symbolic links resolved.
 	roots []string

@@ -58,6 +58,8 @@ func FuzzPublish(f *testing.F) {
 	seed := func(change func(*csipb.NodePublishVolumeRequest)) {
 		r := proto.CloneOf(good)
 		change(r)
+		// Every worker has a node of its own: paths are said relative to it.
+		r.TargetPath = strings.Replace(r.TargetPath, n.root, "/kubelet", 1)
 		b, err := proto.Marshal(r)
 		if err != nil {
 			f.Fatal(err)
@@ -76,6 +78,9 @@ func FuzzPublish(f *testing.F) {
 		var r csipb.NodePublishVolumeRequest
 		if proto.Unmarshal(raw, &r) != nil {
 			return
+		}
+		if rest, ok := strings.CutPrefix(r.GetTargetPath(), "/kubelet"); ok {
+			r.TargetPath = n.root + rest
 		}
 		_, err := n.driver.NodePublishVolume(context.Background(), &r)
 		if code := status.Code(err); code == codes.Unknown {
