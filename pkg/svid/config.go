@@ -71,8 +71,8 @@ const (
 	retryMin = 250 * time.Millisecond
 	retryMax = 30 * time.Second
 	// linger is how long a subject without subscriptions keeps its match after
-	// Snapshot or JWT.
-	linger = 5 * time.Second
+	// Snapshot or JWT has ended.
+	linger = time.Second
 	// clockCheck is the longest sleep of the timer loop, so that a wall clock
 	// that jumped is noticed. The heap is looked at, nothing is scanned.
 	clockCheck = 30 * time.Second

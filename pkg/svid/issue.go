@@ -8,7 +8,9 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/url"
+	"runtime/debug"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -22,7 +24,8 @@ var csrSubject = pkix.Name{Country: []string{"US"}, Organization: []string{"SPIR
 
 // sign makes a key and has the authority sign it for an entry. What comes back
 // is checked before anybody sees it.
-func (m *Manager) sign(ctx context.Context, e *entry.Entry) (*X509SVID, error) {
+func (m *Manager) sign(ctx context.Context, e *entry.Entry) (_ *X509SVID, err error) {
+	defer m.recovered(&err)
 	key, err := m.keys.make()
 	if err != nil {
 		return nil, err
@@ -50,6 +53,15 @@ func (m *Manager) sign(ctx context.Context, e *entry.Entry) (*X509SVID, error) {
 		return nil, errors.New("the authority returned nothing")
 	}
 	return newX509SVID(e.SPIFFEID, issued.Chain, key)
+}
+
+// recovered turns a panic of an authority, which runs outside any handler, into
+// the error of one request.
+func (m *Manager) recovered(err *error) {
+	if r := recover(); r != nil {
+		m.log.Error("authority panicked", slog.Any("panic", r), slog.String("stack", string(debug.Stack())))
+		*err = fmt.Errorf("panic: %v", r)
+	}
 }
 
 // newX509SVID puts a chain and its key together. An error says in what the

@@ -149,6 +149,30 @@ func TestWrongCertificatesAreNotServed(t *testing.T) {
 	}
 }
 
+func TestPanickingAuthority(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ca := newAuthority()
+		web := workload("web")
+		w := run(t, ca, newEntries(web))
+		ca.set(func() { ca.fail = func(string) error { panic("oops") } })
+		c := newCaller("web", "unix:user:web")
+		s := w.subscribe(c)
+		synctest.Wait()
+		if in, _ := w.m.Inspect(c); !strings.Contains(in.Entries[0].LastError, "oops") {
+			t.Errorf("%+v", in)
+		}
+		if _, err := w.m.JWT(t.Context(), c, web, []string{"a"}); err == nil {
+			t.Error("a token came out of a panic")
+		}
+		ca.set(func() { ca.fail = nil })
+		advance(time.Second)
+		if serial(s.Update()) == "" {
+			t.Error("not served after the fault")
+		}
+	})
+}
+
 // nagging sources answer at once with an error, or with what is known already.
 type nagging struct {
 	*fakeAuthority

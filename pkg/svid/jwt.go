@@ -53,7 +53,8 @@ func (m *Manager) JWT(ctx context.Context, s attest.Subject, e *entry.Entry, aud
 		m.met.jwt.WithLabelValues("denied").Inc()
 		return nil, fmt.Errorf("JWT-SVID for %s: %w", e.SPIFFEID, ErrNoAudience)
 	}
-	e, ok := m.matched(m.attach(s, nil), e)
+	v := m.attach(s, nil)
+	e, ok := m.matched(v, e)
 	if !ok {
 		m.met.jwt.WithLabelValues("denied").Inc()
 		return nil, fmt.Errorf("JWT-SVID for %s: %w", e.SPIFFEID, ErrNotMatched)
@@ -62,6 +63,9 @@ func (m *Manager) JWT(ctx context.Context, s attest.Subject, e *entry.Entry, aud
 	m.met.jwt.WithLabelValues(outcome).Inc()
 	if err != nil {
 		return nil, fmt.Errorf("JWT-SVID for %s: %w", e.SPIFFEID, err)
+	}
+	if _, ok := m.matched(v, e); !ok {
+		return nil, fmt.Errorf("JWT-SVID for %s: %w: it was withdrawn meanwhile", e.SPIFFEID, ErrNotMatched)
 	}
 	m.recordJWT(ctx, s, token)
 	return token, nil
@@ -73,7 +77,7 @@ func (m *Manager) matched(v *view, e *entry.Entry) (*entry.Entry, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, r := range v.group.records {
-		if r.entry.ID == e.ID {
+		if r.entry.ID == e.ID && !r.gone {
 			return r.entry, true
 		}
 	}

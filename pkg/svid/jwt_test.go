@@ -273,6 +273,20 @@ func TestJWTCacheIsBounded(t *testing.T) {
 	})
 }
 
+func TestJWTWithdrawnWhileItIsSigned(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		web := workload("web")
+		w := run(t, newAuthority(), newEntries(web))
+		synctest.Wait()
+		w.ca.set(func() { w.ca.delay = time.Second })
+		time.AfterFunc(time.Second/2, func() { w.entries.with(nil, web.ID) })
+		if j, err := w.m.JWT(t.Context(), newCaller("web", "unix:user:web"), web, []string{"a"}); !errors.Is(err, svid.ErrNotMatched) {
+			t.Errorf("handed out: %v %v", j, err)
+		}
+	})
+}
+
 // mute answers with tokens that are none.
 type mute struct {
 	*fakeAuthority

@@ -134,7 +134,8 @@ func (c *jwtCache) fly(ctx context.Context, key jwtKey, e *entry.Entry, audience
 
 // sign asks the authority and checks what comes back as far as the manager
 // relies on it.
-func (c *jwtCache) sign(ctx context.Context, e *entry.Entry, audience []string) (*JWTSVID, error) {
+func (c *jwtCache) sign(ctx context.Context, e *entry.Entry, audience []string) (_ *JWTSVID, err error) {
+	defer c.m.recovered(&err)
 	issued, err := c.m.cfg.Authority.SignJWT(ctx, authority.JWTRequest{
 		EntryID:    e.ID,
 		SPIFFEID:   e.SPIFFEID,

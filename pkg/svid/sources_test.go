@@ -402,7 +402,7 @@ func TestSnapshot(t *testing.T) {
 		if c.watchers() != 1 {
 			t.Error("the match was not kept")
 		}
-		advance(6 * time.Second)
+		advance(10 * time.Second)
 		if c.watchers() != 0 {
 			t.Error("the match is kept for ever")
 		}

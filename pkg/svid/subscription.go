@@ -104,9 +104,13 @@ func (m *Manager) useLocked(v *view, sub *Subscription) {
 	now := m.now()
 	v.used.Store(now.UnixNano())
 	if v.alarm.index == 0 {
-		m.setTimerLocked(&v.alarm, v, now.Add(linger))
+		m.setTimerLocked(&v.alarm, v, now.Add(m.lingers()))
 	}
 }
+
+// lingers is how long a view without subscriptions stays: never shorter than a
+// call for a JWT-SVID.
+func (m *Manager) lingers() time.Duration { return m.cfg.JWTTimeout + linger }
 
 // ring ends a view without subscriptions after it lingered.
 func (v *view) ring(m *Manager, now time.Time) {
@@ -114,7 +118,7 @@ func (v *view) ring(m *Manager, now time.Time) {
 		m.endLocked(v, now)
 		return
 	}
-	if until := time.Unix(0, v.used.Load()).Add(linger); until.After(now) {
+	if until := time.Unix(0, v.used.Load()).Add(m.lingers()); until.After(now) {
 		m.setTimerLocked(&v.alarm, v, until)
 		return
 	}
