@@ -140,9 +140,10 @@ func openExisting(path string, timeout time.Duration, readOnly bool) (*boltStore
 	case err == nil:
 		return &boltStore{db: db, path: path, readOnly: readOnly}, nil
 	case errors.Is(err, ErrCorrupt):
-		// bbolt fell over with the file open; its lock must not outlive that.
+		// bbolt fell over with the file open and mapped. The mapping would keep
+		// the lock alive for as long as this process lives.
 		if file != nil {
-			err = errors.Join(err, file.Close())
+			err = errors.Join(err, syscall.Flock(int(file.Fd()), syscall.LOCK_UN), file.Close())
 		}
 		return nil, err
 	case errors.Is(err, bolterrors.ErrTimeout):

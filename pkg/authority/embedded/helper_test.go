@@ -7,7 +7,10 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/pem"
+	"errors"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -24,6 +27,8 @@ var (
 	other = spiffeid.RequireTrustDomainFromString("other.org")
 	node  = spiffeid.RequireFromPath(td, "/spire/agent/local/n1")
 )
+
+var errDisk = errors.New("disk is full")
 
 func id(path string) spiffeid.ID { return spiffeid.RequireFromPath(td, path) }
 
@@ -101,4 +106,11 @@ func sign(t testing.TB, a *embedded.Authority, e *entry.Entry) *x509.Certificate
 		t.Fatal(err)
 	}
 	return cert
+}
+
+func writePEM(t testing.TB, path string, der []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
 }
