@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/spiffe-node/spiffe-node/internal/adminapi"
+	"github.com/spiffe-node/spiffe-node/pkg/attest"
+	"github.com/spiffe-node/spiffe-node/pkg/authority/embedded"
+)
+
+// attestationType is what `agent list` shows for an agent whose authority is in
+// the same process: nobody had to be convinced.
+const attestationType = "local"
+
+// self keeps the agent's own record in the embedded authority: an SVID, renewed
+// at half of its life, so that `agent list` shows this agent as any other.
+type self struct {
+	node      *node
+	selectors attest.Selectors
+	renewAt   time.Time
+}
+
+// register makes the agent known, with a fresh SVID.
+func (s *self) register(ctx context.Context) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return fmt.Errorf("agent key: %w", err)
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
+		Subject: pkix.Name{Country: []string{"US"}, Organization: []string{"SPIRE"}},
+	}, key)
+	if err != nil {
+		return fmt.Errorf("agent CSR: %w", err)
+	}
+	issued, err := s.node.authority.SignAgent(ctx, s.node.id, csr)
+	if err != nil {
+		return fmt.Errorf("sign agent SVID: %w", err)
+	}
+	leaf, err := x509.ParseCertificate(issued.Chain[0])
+	if err != nil {
+		return fmt.Errorf("read agent SVID: %w", err)
+	}
+	_, err = s.node.authority.UpsertAgent(ctx, &embedded.Agent{
+		ID:              s.node.id,
+		AttestationType: attestationType,
+		Serial:          leaf.SerialNumber.String(),
+		ExpiresAt:       issued.NotAfter,
+		Selectors:       s.selectors,
+		CanReattest:     true,
+		Version:         version,
+	})
+	if err != nil {
+		return fmt.Errorf("record agent %s: %w", s.node.id, err)
+	}
+	s.renewAt = time.Now().Add(time.Until(issued.NotAfter) / 2)
+	return nil
+}
+
+// run renews until ctx ends. A failure is no reason to stop serving others.
+func (s *self) run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Until(s.renewAt)):
+		}
+		if err := s.register(ctx); err != nil && ctx.Err() == nil {
+			s.node.log.Error("the agent's own SVID could not be renewed", slog.String("agent_id", s.node.id.String()), slog.Any("error", err))
+			s.renewAt = time.Now().Add(30 * time.Second)
+		}
+	}
+}
+
+// authorityStatus is what Inspect says of who signs.
+func (n *node) authorityStatus() adminapi.AuthorityStatus {
+	out := adminapi.AuthorityStatus{Kind: "embedded", State: "ready"}
+	x, err := n.authority.X509Authorities()
+	if err == nil {
+		out.X509AuthorityID, out.X509AuthorityEnds = x.Active.ID, x.Active.ExpiresAt
+	}
+	j, jerr := n.authority.JWTAuthorities()
+	if jerr == nil {
+		out.JWTAuthorityID, out.JWTAuthorityEnds = j.Active.ID, j.Active.ExpiresAt
+	}
+	if err == nil {
+		err = jerr
+	}
+	if err != nil {
+		out.State, out.Detail = "degraded", err.Error()
+	}
+	return out
+}

@@ -1,0 +1,325 @@
+package main
+
+import (
+	"context"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/spiffe-node/spiffe-node/internal/adminapi"
+	"github.com/spiffe-node/spiffe-node/internal/config"
+	"github.com/spiffe-node/spiffe-node/internal/daemon"
+	"github.com/spiffe-node/spiffe-node/internal/ledger"
+	"github.com/spiffe-node/spiffe-node/internal/peersock"
+	"github.com/spiffe-node/spiffe-node/internal/sockdir"
+	"github.com/spiffe-node/spiffe-node/pkg/attest"
+	"github.com/spiffe-node/spiffe-node/pkg/authority/embedded"
+	"github.com/spiffe-node/spiffe-node/pkg/entry"
+	"github.com/spiffe-node/spiffe-node/pkg/sds"
+	"github.com/spiffe-node/spiffe-node/pkg/svid"
+	"github.com/spiffe-node/spiffe-node/pkg/workloadapi"
+)
+
+// node is all parts of a running agent, in the order in which data flows.
+type node struct {
+	log       *slog.Logger
+	id        spiffeid.ID
+	order     entry.Order
+	authority *embedded.Authority
+	self      *self
+	ledger    *ledger.Reader // nil outside kubernetes mode
+	attestor  *attest.Attestor
+	manager   *svid.Manager
+	socket    *sockdir.Socket
+	public    *public
+	admin     *adminapi.Server
+}
+
+// wire builds the parts. It is the only place that knows them all.
+func (a *agent) wire(ctx context.Context) (_ *node, err error) {
+	cfg := a.cfg
+	td, err := spiffeid.TrustDomainFromString(cfg.TrustDomain)
+	if err != nil {
+		return nil, err
+	}
+	n := &node{log: a.log}
+	defer func() {
+		if err != nil {
+			n.discard()
+		}
+	}()
+	if n.id, err = spiffeid.FromSegments(td, "spire", "agent", "local", cfg.Node.Name); err != nil {
+		return nil, fmt.Errorf("agent ID: %w", err)
+	}
+	if cfg.Identity.DefaultOrder == "spire" {
+		n.order = entry.OrderSPIRE
+	}
+	entries, err := n.openAuthority(ctx, cfg, td, a)
+	if err != nil {
+		return nil, err
+	}
+	n.manager, err = svid.New(svid.Config{
+		Authority:   n.authority,
+		Entries:     entries,
+		KeyType:     cfg.Identity.X509SVIDKeyType,
+		Order:       n.order,
+		DefaultHint: cfg.SDS.DefaultHint,
+		StateDir:    cfg.Identity.StateDirectory,
+		MaxParked:   cfg.Limits.ParkedPerPod,
+		MaxIdle:     cfg.Identity.MaxX509SVIDs,
+		MaxJWT:      cfg.Identity.MaxJWTSVIDs,
+		OnLate:      n.onLate,
+		Logger:      a.log,
+		Audit:       a.log.With(slog.String("log", "audit")),
+		Metrics:     svid.NewMetrics(a.metrics),
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := n.buildAttestor(cfg); err != nil {
+		return nil, err
+	}
+	if err := n.buildPublic(cfg, a); err != nil {
+		return nil, err
+	}
+	n.admin, err = adminapi.New(ctx, adminapi.Config{
+		SocketPath:  cfg.Admin.SocketPath,
+		TrustDomain: td,
+		Authority:   n.authority,
+		Source:      inspector{agent: a, node: n},
+		LogLevel:    a.level,
+		Logger:      a.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *node) buildAttestor(cfg *config.Agent) (err error) {
+	c := attest.Config{
+		Mode: attest.ModeUnix,
+		Unix: attest.UnixConfig{
+			DiscoverPath: cfg.Attestation.Unix.DiscoverWorkloadPath,
+			SizeLimit:    cfg.Attestation.Unix.WorkloadSizeLimit,
+		},
+		Logger: n.log,
+	}
+	if cfg.Mode == config.ModeKubernetes {
+		k := cfg.Attestation.Kubernetes
+		n.ledger, err = ledger.NewReader(ledger.ReaderConfig{Dir: k.LedgerDirectory, OnPublish: n.onPublish, Logger: n.log})
+		if err != nil {
+			return fmt.Errorf("attestation.kubernetes.ledgerDirectory: %w", err)
+		}
+		c.Mode, c.Pods, c.RequireLedger = attest.ModeBoth, nodePods{n.ledger, cfg.Node.Name}, k.RequireLedger
+		if k.CgroupRoot != "" {
+			c.KubeletCgroups = []string{k.CgroupRoot}
+		}
+	}
+	n.attestor, err = attest.New(c)
+	return err
+}
+
+func (n *node) buildPublic(cfg *config.Agent, a *agent) (err error) {
+	n.socket, err = sockdir.Listen(cfg.Socket.Directory, cfg.Socket.Name, cfg.Socket.AlternateNames...)
+	if err != nil {
+		return err
+	}
+	listener, err := peersock.New(n.socket.UnixListener, peersock.Config{
+		Bind: func(ctx context.Context, c attest.Caller) (attest.Subject, error) {
+			b, err := n.attestor.Bind(ctx, c)
+			if err != nil {
+				return nil, err // not b: a nil *Binding is not a nil Subject
+			}
+			return b, nil
+		},
+		MaxConns:       cfg.Limits.Connections,
+		MaxConnsPerUID: cfg.Limits.ConnectionsPerUID,
+		MaxConnsPerKey: cfg.Limits.ConnectionsPerPod,
+		Logger:         a.log,
+		Metrics:        peersock.NewMetrics(a.metrics),
+	})
+	if err != nil {
+		return err
+	}
+	if cfg.Attestation.RequirePeerPIDFD && listener.Mode() != peersock.ModePidfd {
+		return errors.New("attestation.requirePeerPIDFD is set, but this kernel has no SO_PEERPIDFD (Linux 6.5)")
+	}
+	c := callers{n.manager}
+	p := &public{listener: listener, socket: n.socket, grpc: newGRPC(cfg.Limits.StreamsPerConn, a.log)}
+	wait := time.Duration(cfg.WorkloadAPI.FetchWait)
+	if wait == 0 {
+		wait = -1 // both services take 0 for their own default
+	}
+	if !cfg.SDS.Disabled {
+		p.sds, err = sds.New(sds.Config{
+			Subscribe: func(ctx context.Context, notify func()) (sds.Subscription, error) { return c.subscribe(ctx, notify) },
+			Snapshot:  c.snapshot,
+			PeerID:    peerID,
+			LogAttrs:  c.logAttrs,
+			Names: sds.Names{
+				SVID:       text(cfg.SDS.DefaultSVIDName),
+				Bundle:     text(cfg.SDS.DefaultBundleName),
+				AllBundles: text(cfg.SDS.DefaultAllBundlesName),
+			},
+			DisableSPIFFECertValidation: cfg.SDS.DisableSPIFFECertValidation,
+			FetchWait:                   wait,
+			Logger:                      a.log,
+			Metrics:                     sds.NewMetrics(a.metrics),
+		})
+		if err != nil {
+			return err
+		}
+		p.sds.Register(p.grpc)
+	}
+	if !cfg.WorkloadAPI.Disabled {
+		p.workload, err = workloadapi.New(workloadapi.Config{
+			Subscribe: func(ctx context.Context, notify func()) (workloadapi.Subscription, error) {
+				return c.subscribe(ctx, notify)
+			},
+			JWT:                           c.jwt,
+			Snapshot:                      c.snapshot,
+			PeerID:                        peerID,
+			LogAttrs:                      c.logAttrs,
+			FetchWait:                     wait,
+			AllowUnauthenticatedVerifiers: cfg.WorkloadAPI.AllowUnauthenticatedVerifiers,
+			AllowedForeignJWTClaims:       cfg.WorkloadAPI.AllowedForeignJWTClaims,
+			Logger:                        a.log,
+			Metrics:                       workloadapi.NewMetrics(a.metrics),
+		})
+		if err != nil {
+			return err
+		}
+		p.workload.Register(p.grpc)
+	}
+	healthpb.RegisterHealthServer(p.grpc, healthService{ready: n.ready})
+	n.public = p
+	return nil
+}
+
+func text(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}
+
+// openAuthority opens the embedded authority and makes this agent known to it.
+func (n *node) openAuthority(ctx context.Context, cfg *config.Agent, td spiffeid.TrustDomain, a *agent) (svid.Entries, error) {
+	e := cfg.Authority.Embedded
+	var err error
+	n.authority, err = embedded.Open(embedded.Config{
+		TrustDomain: td,
+		StatePath:   e.StatePath,
+		CAKeyType:   embedded.KeyType(e.CAKeyType),
+		JWTKeyType:  embedded.KeyType(e.JWTKeyType),
+		CATTL:       time.Duration(e.CATTL),
+		CASubject: pkix.Name{
+			Country:      e.CASubject.Country,
+			Organization: e.CASubject.Organization,
+			CommonName:   e.CASubject.CommonName,
+		},
+		DefaultX509SVIDTTL: time.Duration(e.DefaultX509SVIDTTL),
+		DefaultJWTSVIDTTL:  time.Duration(e.DefaultJWTSVIDTTL),
+		JWTIssuer:          e.JWTIssuer,
+		Logger:             a.log,
+		Metrics:            embedded.NewMetrics(a.metrics),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("authority.embedded: %w", err)
+	}
+	selectors := []attest.Selector{attest.MustSelector("local:node:" + cfg.Node.Name)}
+	for _, s := range cfg.Node.Selectors {
+		sel, err := attest.ParseSelector(s)
+		if err != nil {
+			return nil, fmt.Errorf("node.selectors: %w", err)
+		}
+		selectors = append(selectors, sel)
+	}
+	n.self = &self{node: n, selectors: attest.NewSelectors(selectors...)}
+	if err := n.self.register(ctx); err != nil {
+		return nil, err
+	}
+	return n.authority.NodeEntries(n.id, n.self.selectors), nil
+}
+
+// nodePods adds what every pod here has in common to what the ledger says.
+type nodePods struct {
+	*ledger.Reader
+	name string
+}
+
+// Pod is the ledger's answer with the name of this node.
+func (p nodePods) Pod(uid string) (attest.Pod, bool) {
+	pod, ok := p.Reader.Pod(uid)
+	pod.NodeName = p.name
+	return pod, ok
+}
+
+// onPublish has the SVIDs of a pod signed before its containers start.
+func (n *node) onPublish(r ledger.Record) {
+	n.manager.Warm(attest.NewSelectors(r.Pod().K8sSelectors()...))
+}
+
+func (n *node) onLate(s attest.Subject, what string, since time.Time) {
+	attrs := append([]slog.Attr{slog.String("waits_for", what), slog.Duration("since", time.Since(since))}, s.LogAttrs()...)
+	n.log.LogAttrs(context.Background(), slog.LevelWarn, "a caller has been waiting for its identity; kubectl-spiffe explain says why", attrs...)
+}
+
+// ready is nil when a caller that matches an entry would be served.
+func (n *node) ready() error {
+	switch {
+	case !n.manager.Status().Synced:
+		return errors.New("waiting for entries and bundles")
+	case !n.socket.Current():
+		return errors.New("the socket's name leads elsewhere: another agent has taken over or removed it")
+	}
+	_, err := n.authority.X509Authorities()
+	return err
+}
+
+func (n *node) socketNames(cfg *config.Agent) []string {
+	out := []string{n.socket.Path()}
+	for _, name := range cfg.Socket.AlternateNames {
+		out = append(out, filepath.Join(cfg.Socket.Directory, name))
+	}
+	return out
+}
+
+// run runs all parts until ctx ends. The authority outlives those that use it.
+func (n *node) run(ctx context.Context) error {
+	tasks := []daemon.Task{
+		{Name: "authority", Run: n.authority.Run},
+		{Name: "agent SVID", Run: n.self.run},
+		{Name: "identities", Run: n.manager.Run},
+		{Name: "public socket", Run: n.public.run},
+		{Name: "admin socket", Run: n.admin.Run},
+	}
+	if n.ledger != nil {
+		tasks = append(tasks, daemon.Task{Name: "publish ledger", Run: n.ledger.Run})
+	}
+	return errors.Join(daemon.Run(ctx, n.log, tasks...), n.authority.Close())
+}
+
+// discard gives up parts that never ran.
+func (n *node) discard() {
+	if n.admin != nil {
+		_ = n.admin.Close()
+	}
+	if n.public != nil {
+		_ = n.public.listener.Close()
+	}
+	if n.socket != nil {
+		_ = n.socket.Unpublish()
+		_ = n.socket.Close()
+	}
+	if n.authority != nil {
+		_ = n.authority.Close()
+	}
+}
