@@ -45,7 +45,9 @@ func tlv(tag byte, parts ...[]byte) []byte {
 	case n < 0x10000:
 		out = append(out, 0x82, byte(n>>8), byte(n))
 	default:
-		out = append(out, 0x84, byte(n>>24), byte(n>>16), byte(n>>8), byte(n))
+		// A certificate never gets near 16 MiB: SVIDs of that size fit no
+		// message, and the check of the draft would refuse it.
+		out = append(out, 0x83, byte(n>>16), byte(n>>8), byte(n))
 	}
 	for _, p := range parts {
 		out = append(out, p...)

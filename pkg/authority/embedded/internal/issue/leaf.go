@@ -134,6 +134,8 @@ func (i *Issuer) checkLeaf(tbs []byte, l Leaf, serial *big.Int, subject, ski []b
 		return err
 	}
 	switch {
+	case l.ID.IsZero():
+		return errors.New("no SPIFFE ID")
 	case cert.Version != 3:
 		return fmt.Errorf("version %d", cert.Version)
 	case cert.SignatureAlgorithm != i.signing.alg:
