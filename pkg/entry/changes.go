@@ -55,6 +55,15 @@ func (l changeLog) with(rec *record) changeLog {
 	return l
 }
 
+// Since is Changes since another set was made; false also if that set is of
+// another lineage.
+func (s *Set) Since(old *Set) (Delta, bool) {
+	if old == nil || old.lineage != s.lineage {
+		return Delta{}, false
+	}
+	return s.Changes(old.version)
+}
+
 // Changes is what changed since a version of the same lineage. False if that
 // is too long ago, or no version of this set: then everything must be looked
 // at anew.

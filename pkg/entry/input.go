@@ -70,7 +70,8 @@ func (in *Input) Entry(td spiffeid.TrustDomain) (*Entry, error) {
 }
 
 // Apply is a copy of base in which the given fields are the input's; only they
-// are checked. Lists are replaced, not merged. Errors as of Entry.
+// are checked. Lists are replaced, not merged. Fields of an update leave out
+// FieldID. Errors as of Entry.
 func (in *Input) Apply(base *Entry, fields Fields, td spiffeid.TrustDomain) (*Entry, error) {
 	e := base.Clone()
 	if err := in.convert(e, fields, td); err != nil {
@@ -125,10 +126,12 @@ func (in *Input) convert(e *Entry, fields Fields, td spiffeid.TrustDomain) (err 
 		}
 		e.Hint = in.Hint
 	}
-	return in.convertFlags(e, fields)
+	in.convertRest(e, fields)
+	return nil
 }
 
-func (in *Input) convertFlags(e *Entry, fields Fields) error {
+// convertRest sets the fields that nothing is wrong with by themselves.
+func (in *Input) convertRest(e *Entry, fields Fields) {
 	if fields&FieldX509SVIDTTL != 0 {
 		e.X509SVIDTTL = time.Duration(in.X509SVIDTTL) * time.Second
 	}
@@ -150,10 +153,6 @@ func (in *Input) convertFlags(e *Entry, fields Fields) error {
 	if fields&FieldAttributes != 0 {
 		e.DisableX509SVIDPrefetch, e.JWTSVIDIncludeJTI = in.DisableX509SVIDPrefetch, in.JWTSVIDIncludeJTI
 	}
-	if fields&(FieldStoreSVID|FieldAttributes) != 0 && e.StoreSVID && e.DisableX509SVIDPrefetch {
-		return errStorable
-	}
-	return nil
 }
 
 // fromUnix is the time of a number any client may have sent: 0 is never, and

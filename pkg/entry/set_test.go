@@ -229,6 +229,13 @@ func TestChangesBounds(t *testing.T) {
 	if _, ok := s.Changes(2); ok {
 		t.Error("Changes(later version): ok")
 	}
+	next := s.With([]*entry.Entry{{ID: "a"}}, nil)
+	if d, ok := next.Since(s); !ok || len(d.Changed) != 1 {
+		t.Errorf("Since = %v %v", d, ok)
+	}
+	if _, ok := next.Since(entry.NewSet()); ok {
+		t.Error("Since a set of another lineage: ok")
+	}
 	for i := range 3 * entry.LogSize {
 		s = s.With([]*entry.Entry{{ID: fmt.Sprint(i)}}, nil)
 		back := min(i+1, entry.LogSize)

@@ -27,8 +27,10 @@ func (e *ConversionError) Unwrap() error { return e.Err }
 type StoreError struct{ Reason string }
 
 // Error is the text without the server's prefix.
-func (e *StoreError) Error() string {
-	return "datastore-validation: invalid registration entry: " + e.Reason
+func (e *StoreError) Error() string { return "datastore-validation: " + e.Reason }
+
+func invalidEntry(reason string) error {
+	return &StoreError{"invalid registration entry: " + reason}
 }
 
 // RepeatError says that a selector or DNS name is given twice. The server
@@ -50,16 +52,27 @@ var (
 	errNoID        = errors.New("request must specify SPIFFE ID")
 	errNoSelectors = errors.New("selector list is empty")
 	errHint        = errors.New("hint is too long, max length is 1024 characters")
-	errStorable    = errors.New("specifying cache behaviour is incompatible with storable SVIDs")
 )
 
-// Validate checks an entry that was not read from an Input, by the same rules
-// and with the same errors. td is the authority's trust domain.
+// Validate checks a new entry that was not read from an Input, by the same
+// rules and with the same errors. td is the authority's trust domain.
 func (e *Entry) Validate(td spiffeid.TrustDomain) error {
+	return e.validate(td, AllFields)
+}
+
+// ValidateUpdate is Validate for an entry that has been updated. SPIRE Server
+// lets updates make what it would not have created: a storable SVID with mixed
+// selector types (unless the update names the selectors) or without prefetch.
+// Apply looks at the former.
+func (e *Entry) ValidateUpdate(td spiffeid.TrustDomain) error {
+	return e.validate(td, FieldX509SVIDTTL|FieldJWTSVIDTTL)
+}
+
+func (e *Entry) validate(td spiffeid.TrustDomain, store Fields) error {
 	if err := e.validateContent(td); err != nil {
 		return &ConversionError{err}
 	}
-	return e.checkStore(AllFields)
+	return e.checkStore(store)
 }
 
 func (e *Entry) validateContent(td spiffeid.TrustDomain) error {
@@ -82,32 +95,34 @@ func (e *Entry) validateContent(td spiffeid.TrustDomain) error {
 		return errNoSelectors
 	case len(e.Hint) > MaxHint:
 		return errHint
-	case e.StoreSVID && e.DisableX509SVIDPrefetch:
-		return errStorable
 	}
 	return nil
 }
 
 var errNoTrustDomain = errors.New("trust domain is missing")
 
-// checkStore is what the server's data store checks of the fields written.
+// checkStore is what the server's data store checks of the fields written, in
+// its order. Only a new entry has its ID among them.
 func (e *Entry) checkStore(fields Fields) error {
-	if fields&(FieldStoreSVID|FieldSelectors) != 0 && e.StoreSVID && !oneType(e.Selectors) {
-		return &StoreError{"selector types must be the same when store SVID is enabled"}
+	if fields&FieldID != 0 && e.StoreSVID && e.DisableX509SVIDPrefetch {
+		return &StoreError{"specifying cache behaviour is incompatible with storable SVIDs"}
+	}
+	if fields&FieldSelectors != 0 && e.StoreSVID && !oneType(e.Selectors) {
+		return invalidEntry("selector types must be the same when store SVID is enabled")
 	}
 	if fields&FieldID != 0 {
 		if len(e.ID) > MaxID {
-			return &StoreError{"entry ID too long"}
+			return invalidEntry("entry ID too long")
 		}
 		if strings.ContainsFunc(e.ID, func(r rune) bool { return !idRune(r) }) {
-			return &StoreError{"entry ID contains invalid characters"}
+			return invalidEntry("entry ID contains invalid characters")
 		}
 	}
 	if fields&FieldX509SVIDTTL != 0 && e.X509SVIDTTL < 0 {
-		return &StoreError{"X509SvidTtl is not set"}
+		return invalidEntry("X509SvidTtl is not set")
 	}
 	if fields&FieldJWTSVIDTTL != 0 && e.JWTSVIDTTL < 0 {
-		return &StoreError{"JwtSvidTtl is not set"}
+		return invalidEntry("JwtSvidTtl is not set")
 	}
 	return nil
 }

@@ -53,7 +53,7 @@ func TestInputErrors(t *testing.T) {
 		{"selector value", func(in *entry.Input) { in.Selectors[1].Value = "" }, convert + "missing selector value"},
 		{"hint", func(in *entry.Input) { in.Hint = strings.Repeat("a", 1025) }, convert + "hint is too long, max length is 1024 characters"},
 		{"longest hint", func(in *entry.Input) { in.Hint = strings.Repeat("a", 1024) }, ""},
-		{"cache", func(in *entry.Input) { in.StoreSVID, in.DisableX509SVIDPrefetch = true, true }, convert + "specifying cache behaviour is incompatible with storable SVIDs"},
+		{"cache", func(in *entry.Input) { in.StoreSVID, in.DisableX509SVIDPrefetch, in.ID = true, true, "a b" }, create + "datastore-validation: specifying cache behaviour is incompatible with storable SVIDs"},
 		{"mixed types", func(in *entry.Input) { in.StoreSVID, in.Selectors[0].Type = true, "k8s" }, invalid + "selector types must be the same when store SVID is enabled"},
 		{"long ID", func(in *entry.Input) { in.ID = strings.Repeat("a", 256) }, invalid + "entry ID too long"},
 		{"longest ID", func(in *entry.Input) { in.ID = strings.Repeat("a", 255) }, ""},
@@ -161,14 +161,41 @@ func TestApplyTouchesOnlyItsFields(t *testing.T) {
 	if !got.Equal(want) || base.Hint != "old" {
 		t.Errorf("got %+v, want %+v; base %+v", got, want, base)
 	}
-	// A flag may be wrong together with what is already there.
+	// A field may be wrong only together with what is already there.
+	mixed := &entry.Input{StoreSVID: true, Selectors: []entry.InputSelector{{"a", "1"}, {"b", "1"}}}
 	base.StoreSVID = true
-	if _, err := (&entry.Input{DisableX509SVIDPrefetch: true}).Apply(base, entry.FieldAttributes, td); err == nil {
-		t.Error("prefetch of a storable SVID: no error")
-	}
-	mixed := &entry.Input{Selectors: []entry.InputSelector{{"a", "1"}, {"b", "1"}}}
 	if _, err := mixed.Apply(base, entry.FieldSelectors, td); err == nil {
 		t.Error("mixed selectors of a storable SVID: no error")
+	}
+}
+
+// TestUpdatesMayDoMore: SPIRE Server 1.15.3 accepts these updates.
+func TestUpdatesMayDoMore(t *testing.T) {
+	t.Parallel()
+	base, err := input().Entry(td)
+	if err != nil {
+		t.Fatal(err)
+	}
+	base.Selectors = sels("a:1", "b:1")
+	update := &entry.Input{StoreSVID: true, DisableX509SVIDPrefetch: true}
+	got, err := update.Apply(base, entry.FieldStoreSVID|entry.FieldAttributes, td)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := got.ValidateUpdate(td); err != nil {
+		t.Error(err)
+	}
+	if err := got.Validate(td); err == nil {
+		t.Error("a new entry like this: no error")
+	}
+	got.X509SVIDTTL = -1
+	if err := got.ValidateUpdate(td); err == nil {
+		t.Error("negative TTL: no error")
+	}
+	got.SPIFFEID = id("/spire/x")
+	var conversion *entry.ConversionError
+	if err := got.ValidateUpdate(td); !errors.As(err, &conversion) {
+		t.Errorf("reserved path: %v", err)
 	}
 }
 
