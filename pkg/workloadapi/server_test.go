@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -480,5 +482,64 @@ func TestWithoutOwnBundle(t *testing.T) {
 		if err := n.calls()[method](withHeader(t.Context())); status.Code(err) != codes.Unavailable {
 			t.Errorf("%s: %v", method, err)
 		}
+	}
+}
+
+// Responses are shared between the callers that share a picture, and go with it.
+func TestViewsDieWithThePicture(t *testing.T) {
+	w := newWorld(t)
+	l := newLayer(w.has(w.web))
+	n := serve(t, l, nil)
+	for range 3 {
+		if err := n.calls()["FetchX509SVID"](withHeader(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := n.server.Views(); n != 1 {
+		t.Errorf("%d views of one picture", n)
+	}
+	l.set(w.has(w.db))
+	if err := n.calls()["FetchX509SVID"](withHeader(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "old view forgotten", func() bool { runtime.GC(); return n.server.Views() == 1 })
+}
+
+// A client that does not read blocks its own stream only.
+func TestSlowClient(t *testing.T) {
+	w := newWorld(t)
+	l := newLayer(w.has(w.web))
+	n := serve(t, l, nil)
+	slow, err := n.raw.FetchX509SVID(withHeader(t.Context()), &workload.X509SVIDRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	good, err := n.raw.FetchX509SVID(withHeader(t.Context()), &workload.X509SVIDRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 300 {
+		if _, err := good.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		l.set(w.has([]*svid.Identity{w.db, w.web}[i%2]))
+	}
+	if _, err := slow.Recv(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestConfig(t *testing.T) {
+	l := newLayer(nil)
+	if _, err := workloadapi.New(workloadapi.Config{JWT: l.issue}); err == nil {
+		t.Error("no Subscribe accepted")
+	}
+	if _, err := workloadapi.New(workloadapi.Config{Subscribe: l.subscribe}); err == nil {
+		t.Error("no JWT accepted")
+	}
+	reg := prometheus.NewRegistry()
+	workloadapi.NewMetrics(reg)
+	if _, err := reg.Gather(); err != nil {
+		t.Error(err)
 	}
 }
