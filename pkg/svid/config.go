@@ -70,6 +70,9 @@ const (
 	// retryMin and retryMax bound the pause after a failed request.
 	retryMin = 250 * time.Millisecond
 	retryMax = 30 * time.Second
+	// firstHold is how long the first picture of a caller with several entries
+	// waits for all their SVIDs.
+	firstHold = time.Second
 	// linger is how long a subject without subscriptions keeps its match after
 	// Snapshot or JWT has ended.
 	linger = time.Second

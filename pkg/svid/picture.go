@@ -73,8 +73,9 @@ func (m *Manager) publishLocked(v *view) {
 func (m *Manager) paintLocked(g *group) *picture {
 	u := &Update{Synced: m.heard && m.bundled}
 	p := &picture{update: u}
+	waits := g.waitsLocked()
 	for _, r := range g.records {
-		if r.shown == nil {
+		if r.shown == nil || waits {
 			u.Late = append(u.Late, r.entry)
 		} else {
 			u.Identities = append(u.Identities, r.shown)
@@ -96,6 +97,10 @@ func (m *Manager) paintLocked(g *group) *picture {
 	}
 	if m.bundles != nil {
 		u.Own = m.bundles.Own
+	}
+	if len(u.Identities) > 0 && !g.open {
+		g.open = true
+		m.setTimerLocked(&g.hold, g, unset)
 	}
 	if g.pic != nil && same(g.pic.update, u) {
 		return g.pic

@@ -40,6 +40,11 @@ type group struct {
 	callers int // views that are not warm
 	pic     *picture
 	isDirty bool
+	// open says that identities are shown as they come. Until then the first
+	// picture waits for all of them, so that nobody takes the second best for
+	// the default identity because it was signed a millisecond earlier.
+	open bool
+	hold timer // ends the wait
 }
 
 // picture is an Update and the time from which it is wrong. Immutable.
@@ -71,6 +76,12 @@ func (m *Manager) putLocked(v *view, entries []*entry.Entry, now time.Time) {
 		for i, e := range entries {
 			g.records[i] = m.recordLocked(e)
 			g.records[i].groups[g] = struct{}{}
+		}
+		// A caller that has identities keeps them while a new one is signed.
+		pic := v.pic.Load()
+		g.open = pic != nil && len(pic.update.Identities) > 0
+		if !g.open && len(g.records) > 1 {
+			m.setTimerLocked(&g.hold, g, now.Add(firstHold))
 		}
 		m.groups[key] = g
 		m.soilLocked(g)
@@ -114,6 +125,7 @@ func (m *Manager) leaveLocked(g *group, place int, now time.Time) {
 	}
 	if len(g.views) == 0 {
 		delete(m.groups, g.key)
+		m.setTimerLocked(&g.hold, g, unset)
 		for _, r := range g.records {
 			delete(r.groups, g)
 		}
@@ -121,6 +133,19 @@ func (m *Manager) leaveLocked(g *group, place int, now time.Time) {
 	for _, r := range g.records {
 		m.considerLocked(r, now)
 	}
+}
+
+// ring ends the wait for the first picture.
+func (g *group) ring(m *Manager, _ time.Time) {
+	g.open = true
+	m.soilLocked(g)
+}
+
+// waitsLocked says whether the first picture still waits for a signature.
+func (g *group) waitsLocked() bool {
+	return !g.open && slices.ContainsFunc(g.records, func(r *record) bool {
+		return r.shown == nil && r.failures == 0 && !r.refused
+	})
 }
 
 func groupKey(entries []*entry.Entry) string {

@@ -149,6 +149,11 @@ func (m *Manager) installLocked(r *record, svid *X509SVID, now time.Time) {
 func (m *Manager) failedLocked(r *record, err error, now time.Time) {
 	r.err, r.errAt = err, now
 	m.lastErr = err
+	for g := range r.groups {
+		if !g.open {
+			m.soilLocked(g) // its first picture waits for this no longer
+		}
+	}
 	if r.refused = errors.Is(err, authority.ErrRefused); r.refused {
 		delete(m.failing, r)
 		m.log.Error("authority refused to sign; asked again when the entry changes", r.logAttrs(), slog.Any("error", err))
