@@ -75,11 +75,11 @@ func (d *delta) subscribe(add, drop []string, first bool, a *action) (force map[
 	}
 	names := slices.Clone(d.names)
 	for _, name := range add {
-		switch {
-		case name == wildcardName:
+		switch name {
+		case wildcardName:
 			d.wildcard = true
 			continue
-		case name == "":
+		case "":
 			continue
 		}
 		if _, ok := have[name]; !ok {
@@ -149,7 +149,7 @@ func (d *delta) gone(u *svid.Update, found look) (removed []string) {
 	for i := range d.items {
 		it := &d.items[i]
 		asked := slices.ContainsFunc(d.targets, func(t target) bool { return t.name == it.name })
-		if !(asked && it.brought) && d.lapsed(u, it, found.known) {
+		if (!asked || !it.brought) && d.lapsed(u, it, found.known) {
 			removed = append(removed, it.name)
 		}
 	}

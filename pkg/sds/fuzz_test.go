@@ -14,10 +14,11 @@ import (
 	"github.com/spiffe-node/spiffe-node/pkg/svid"
 )
 
-func mustMarshal(f testing.TB, m proto.Message) []byte {
+func mustMarshal(tb testing.TB, m proto.Message) []byte {
+	tb.Helper()
 	b, err := proto.Marshal(m)
 	if err != nil {
-		f.Fatal(err)
+		tb.Fatal(err)
 	}
 	return b
 }
@@ -30,9 +31,12 @@ func seedRequests() []*discoveryv3.DiscoveryRequest {
 	no := nonce(ask("default"), "1", "v")
 	no.ErrorDetail = &rpcstatus.Status{Code: 3, Message: strings.Repeat("é", 400)}
 	return []*discoveryv3.DiscoveryRequest{
-		{}, first, no, ask("file-root:system", "kubernetes://x", "", "*", "spiffe://example.org/web"),
+		{},
+		first, no, ask("file-root:system", "kubernetes://x", "", "*", "spiffe://example.org/web"),
 		{Node: &corev3.Node{Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{"disable_spiffe_cert_validation": {}}}}},
-		{Node: &corev3.Node{UserAgentVersionType: &corev3.Node_UserAgentBuildVersion{}}}, {TypeUrl: "x"}, {ErrorDetail: &rpcstatus.Status{}},
+		{Node: &corev3.Node{UserAgentVersionType: &corev3.Node_UserAgentBuildVersion{}}},
+		{TypeUrl: "x"},
+		{ErrorDetail: &rpcstatus.Status{}},
 	}
 }
 
@@ -58,7 +62,8 @@ func FuzzReadRequest(f *testing.F) {
 // FuzzNode: the node alone, metadata included, against the full decoder.
 func FuzzNode(f *testing.F) {
 	for _, v := range []*structpb.Value{
-		structpb.NewBoolValue(true), structpb.NewStringValue("T"), structpb.NewNullValue(), structpb.NewNumberValue(1), {},
+		structpb.NewBoolValue(true), structpb.NewStringValue("T"), structpb.NewNullValue(), structpb.NewNumberValue(1),
+		{},
 		structpb.NewListValue(&structpb.ListValue{}), structpb.NewStructValue(&structpb.Struct{}),
 	} {
 		f.Add(mustMarshal(f, nodeWith(v, 1, 17)))
@@ -97,8 +102,11 @@ func FuzzName(f *testing.F) {
 func FuzzEvents(f *testing.F) {
 	w := newWorld(f)
 	pictures := []*svid.Update{
-		{}, w.has(), w.has(w.web), w.has(w.web2), w.has(w.web, w.db), late(w.has(), w.web), w.federated(w.has(w.web)),
-		late(w.has(w.db), w.web), {Synced: true}, {Synced: true, Identities: []*svid.Identity{w.web}},
+		{},
+		w.has(), w.has(w.web), w.has(w.web2), w.has(w.web, w.db), late(w.has(), w.web), w.federated(w.has(w.web)),
+		late(w.has(w.db), w.web),
+		{Synced: true},
+		{Synced: true, Identities: []*svid.Identity{w.web}},
 	}
 	names := []string{"default", "ROOTCA", "ALL", "spiffe://example.org/web", "spiffe://example.org/db", "spiffe://another.test", "file-root:system", "*", ""}
 	f.Add([]byte{0, 2, 1, 1, 0, 3, 2, 1, 3, 3})

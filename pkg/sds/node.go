@@ -90,9 +90,9 @@ func parseBuildVersion(b []byte, out *node) error {
 			switch {
 			case typ != protowire.VarintType:
 			case num == 1:
-				out.major = uint32(varint) //nolint:gosec // protobuf's own truncation
+				out.major = uint32(varint) // protobuf's own truncation
 			case num == 2:
-				out.minor = uint32(varint) //nolint:gosec // protobuf's own truncation
+				out.minor = uint32(varint) // protobuf's own truncation
 			}
 			return nil
 		})

@@ -275,7 +275,7 @@ func parseNack(prev *nack, b []byte) (*nack, error) {
 	err := fields(b, func(num protowire.Number, typ protowire.Type, value []byte, varint uint64) (err error) {
 		switch {
 		case num == 1 && typ == protowire.VarintType:
-			out.code = int32(uint32(varint)) //nolint:gosec // protobuf's own truncation
+			out.code = int32(uint32(varint)) // protobuf's own truncation
 		case num == 2 && typ == protowire.BytesType:
 			if !utf8.Valid(value) {
 				return errUTF8

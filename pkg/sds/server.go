@@ -125,8 +125,8 @@ func (e inner) Unwrap() error { return e.error }
 // refusal turns an error of the layers below into a status for the caller and
 // a reason for logs and metrics. What went wrong inside stays inside.
 func refusal(err error) (reason string, out error) {
-	var below inner
-	if st, ok := status.FromError(err); ok && st.Code() != codes.Unknown && !errors.As(err, &below) {
+	_, below := errors.AsType[inner](err)
+	if st, ok := status.FromError(err); ok && st.Code() != codes.Unknown && !below {
 		switch st.Code() {
 		case codes.ResourceExhausted:
 			return reasonOverLimit, err

@@ -79,6 +79,7 @@ func (e *envoy) ends() *status.Status {
 // everyServer runs a test with our options and on a server that knows nothing
 // of us.
 func everyServer(t *testing.T, f func(t *testing.T, opts []grpc.ServerOption)) {
+	t.Helper()
 	t.Run("tuned", func(t *testing.T) { f(t, tuned()) })
 	t.Run("plain", func(t *testing.T) {
 		// Hides the transport's stream as well.
@@ -98,6 +99,7 @@ func (h hidden) Context() context.Context { return h.ctx }
 
 func TestStreamSecrets(t *testing.T) {
 	everyServer(t, func(t *testing.T, opts []grpc.ServerOption) {
+		t.Helper()
 		w := newWorld(t)
 		l := newLayer(w.has())
 		srv, conn := serve(t, l, func(c *sds.Config) { c.PeerID = func(context.Context) uint64 { return 7 } }, opts...)
@@ -171,6 +173,7 @@ func TestStreamSecrets(t *testing.T) {
 
 func TestDeltaSecrets(t *testing.T) {
 	everyServer(t, func(t *testing.T, opts []grpc.ServerOption) {
+		t.Helper()
 		w := newWorld(t)
 		l := newLayer(w.has(w.web))
 		srv, conn := serve(t, l, nil, opts...)
@@ -215,6 +218,7 @@ func TestDeltaSecrets(t *testing.T) {
 
 func TestFetchSecrets(t *testing.T) {
 	everyServer(t, func(t *testing.T, opts []grpc.ServerOption) {
+		t.Helper()
 		w := newWorld(t)
 		l := newLayer(w.has())
 		_, conn := serve(t, l, func(c *sds.Config) { c.FetchWait = 20 * time.Millisecond }, opts...)
@@ -351,6 +355,7 @@ func (s *syncWriter) String() string {
 // A panic below ends the call it happened in.
 func TestPanicsAreContained(t *testing.T) {
 	everyServer(t, func(t *testing.T, opts []grpc.ServerOption) {
+		t.Helper()
 		w := newWorld(t)
 		l := newLayer(w.has(w.web))
 		_, conn := serve(t, l, nil, opts...)

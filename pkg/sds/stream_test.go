@@ -31,6 +31,7 @@ type world struct {
 }
 
 func newWorld(tb testing.TB) *world {
+	tb.Helper()
 	w := &world{own: newCA(tb, "example.org"), other: newCA(tb, "another.test")}
 	w.ownBundle, w.otherB = w.own.bundle(), w.other.bundle()
 	w.web, w.db = w.own.identity(tb, "e-web", "/web"), w.own.identity(tb, "e-db", "/db")

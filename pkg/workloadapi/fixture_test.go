@@ -123,14 +123,13 @@ func (c *ca) token(tb testing.TB, claims any) string {
 
 // layer plays the svid layer: one picture for all callers.
 type layer struct {
-	mu      sync.Mutex
-	update  *svid.Update
-	subs    map[*subscription]struct{}
-	refuse  error // of Subscribe
-	full    error // of Park
-	parked  int
-	jwt     func(e *entry.Entry, audience []string) (string, error)
-	noSnaps bool
+	mu     sync.Mutex
+	update *svid.Update
+	subs   map[*subscription]struct{}
+	refuse error // of Subscribe
+	full   error // of Park
+	parked int
+	jwt    func(e *entry.Entry, audience []string) (string, error)
 }
 
 func newLayer(u *svid.Update) *layer {

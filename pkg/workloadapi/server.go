@@ -79,8 +79,7 @@ func (e inner) Unwrap() error { return e.error }
 // refusal turns an error into an outcome for logs and metrics and a status for
 // the caller. What went wrong inside stays inside.
 func refusal(err error) (outcome string, out error) {
-	var below inner
-	if !errors.As(err, &below) {
+	if _, below := errors.AsType[inner](err); !below {
 		if errors.Is(err, errWithdrawn) {
 			return outcomeWithdrawn, errNone
 		}

@@ -37,6 +37,7 @@ type world struct {
 }
 
 func newWorld(tb testing.TB) *world {
+	tb.Helper()
 	w := &world{own: newCA(tb, "example.org"), other: newCA(tb, "another.test")}
 	w.ownB, w.otherB = w.own.bundle(), w.other.bundle()
 	w.web = w.own.identity(tb, "e-web", "/web", "internal", time.Hour)
