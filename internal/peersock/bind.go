@@ -4,12 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime/debug"
 	"strconv"
 	"time"
 
 	"github.com/spiffe-node/spiffe-node/pkg/attest"
 )
+
+// settleTimeout is how long Settle may go on after its caller has been told to
+// try again: a large executable is worth hashing to the end.
+const settleTimeout = time.Minute
 
 // settler is a subject with work left that can take long.
 type settler interface {
@@ -62,7 +67,7 @@ func (l *Listener) binder() {
 func (l *Listener) bind(c *Conn) {
 	ctx, cancel := context.WithTimeout(l.ctx, l.cfg.BindTimeout)
 	defer cancel()
-	late := time.AfterFunc(l.cfg.BindTimeout, func() { l.deliver(c, nil, ErrBindTimeout) })
+	late := time.AfterFunc(l.cfg.BindTimeout, func() { l.expire(c) })
 	defer late.Stop()
 	subject, err := l.callBind(ctx, c.peer.Caller())
 	if err != nil {
@@ -84,9 +89,8 @@ func (l *Listener) bind(c *Conn) {
 		l.deliver(c, subject, nil)
 		return
 	}
+	time.AfterFunc(l.cfg.BindTimeout, func() { l.expire(c) })
 	l.enqueueSettle(settle{c: c, subject: subject, s: s, key: key})
-	// Its own deadline starts now; the answer's does not wait for it.
-	time.AfterFunc(l.cfg.BindTimeout, func() { l.deliver(c, nil, ErrBindTimeout) })
 }
 
 func (l *Listener) callBind(ctx context.Context, c attest.Caller) (subject attest.Subject, err error) {
@@ -132,7 +136,8 @@ func (l *Listener) count(c *Conn, subject attest.Subject) (key string, ok bool) 
 	p.mu.Unlock()
 	if over {
 		l.metrics.refused.WithLabelValues(reasonKey).Inc()
-		l.warn("key:"+key, "connection refused: too many connections of one pod", "key", key, "pid", p.pid, "limit", limit)
+		l.warnRefused("key:"+key, "too many connections of one pod",
+			slog.String("key", key), slog.Int("pid", int(p.pid)), slog.Int("limit", limit))
 		c.Close()
 	}
 	return key, !over
@@ -177,7 +182,7 @@ func (l *Listener) settle(w settle) {
 }
 
 func (l *Listener) callSettle(w settle) (err error) {
-	ctx, cancel := context.WithTimeout(l.ctx, l.cfg.BindTimeout)
+	ctx, cancel := context.WithTimeout(l.ctx, settleTimeout)
 	defer cancel()
 	defer func() { err = l.recovered(recover(), w.c.peer.pid, err) }()
 	return w.s.Settle(ctx)
@@ -188,28 +193,34 @@ func (l *Listener) recovered(r any, pid int32, err error) error {
 	if r == nil {
 		return err
 	}
-	l.log.Error("binding a caller panicked", "pid", pid, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+	l.log.Error("binding a caller panicked",
+		slog.Int("pid", int(pid)), slog.String("panic", fmt.Sprint(r)), slog.String("stack", string(debug.Stack())))
 	return fmt.Errorf("%w: binding the caller failed inside the agent, see its log", attest.ErrDenied)
 }
 
-// deliver gives the connection its answer and, the first time, to Accept. A
-// subject that comes after the deadline replaces the error.
+// expire answers for a Bind or Settle that takes too long. Its own answer may
+// still come, and counts then.
+func (l *Listener) expire(c *Conn) { l.answer(c, nil, ErrBindTimeout, true) }
+
+// deliver gives the connection its answer.
 func (l *Listener) deliver(c *Conn, subject attest.Subject, err error) {
+	l.answer(c, subject, err, false)
+}
+
+// answer gives the connection an answer, the first time to Accept too.
+// pending says that another one will come.
+func (l *Listener) answer(c *Conn, subject attest.Subject, err error, pending bool) {
 	p := &c.peer
 	p.mu.Lock()
-	if p.state != stateOpen || p.subject != nil {
+	if p.state != stateOpen || p.subject != nil || pending && !p.pending {
 		p.mu.Unlock()
 		if subject != nil {
 			closeSubject(subject)
 		}
 		return
 	}
-	if errors.Is(err, ErrBindTimeout) && !p.pending { // bound just in time
-		p.mu.Unlock()
-		return
-	}
 	first := p.failed == 0
-	p.subject, p.err, p.pending = subject, err, false
+	p.subject, p.err, p.pending = subject, err, pending
 	if err != nil {
 		p.failed = time.Now().UnixNano()
 	}
@@ -236,6 +247,8 @@ func (l *Listener) deliver(c *Conn, subject attest.Subject, err error) {
 
 func (l *Listener) failed(c *Conn, reason string, err error) {
 	l.metrics.binds.WithLabelValues(reason).Inc()
-	l.warn("bind:"+reason+strconv.FormatUint(uint64(c.peer.uid), 10), "caller could not be bound",
-		"reason", reason, "pid", c.peer.pid, "uid", c.peer.uid, "error", err)
+	if n, ok := l.gate.open("bind:"+reason+strconv.FormatUint(uint64(c.peer.uid), 10), time.Now()); ok {
+		l.log.Warn("caller could not be bound", slog.String("reason", reason), slog.Int("pid", int(c.peer.pid)),
+			slog.Uint64("uid", uint64(c.peer.uid)), slog.Any("error", err), slog.Int("suppressed", n))
+	}
 }

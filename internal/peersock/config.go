@@ -32,7 +32,8 @@ type Config struct {
 	// Err() error method can be denied later; one with InPod() bool that
 	// answers false is limited by its user alone.
 	Bind func(context.Context, attest.Caller) (attest.Subject, error)
-	// BindTimeout is how long Bind and Settle may take, each.
+	// BindTimeout is how long Bind and Settle may take, each, before the caller
+	// is answered ErrBindTimeout. A Settle that succeeds later still counts.
 	BindTimeout time.Duration
 	// BindParallel is how many callers are bound at once.
 	BindParallel int

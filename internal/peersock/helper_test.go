@@ -139,22 +139,22 @@ type child struct {
 	out *bufio.Reader
 }
 
-func startChild(t testing.TB, what string, files ...*os.File) *child {
-	t.Helper()
+func startChild(tb testing.TB, what string, files ...*os.File) *child {
+	tb.Helper()
 	c := &child{Cmd: self(what)}
 	c.ExtraFiles = files
 	c.in, _ = c.StdinPipe()
 	out, err := c.StdoutPipe()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	c.out = bufio.NewReader(out)
 	if err := c.Start(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(c.end)
+	tb.Cleanup(c.end)
 	if line, err := c.out.ReadString('\n'); err != nil || !strings.HasPrefix(line, "ready ") {
-		t.Fatalf("child %q says %q, %v", what, line, err)
+		tb.Fatalf("child %q says %q, %v", what, line, err)
 	}
 	return c
 }
@@ -195,15 +195,15 @@ func (s *subject) deny() {
 	s.err = attest.ErrDenied
 }
 
-func socketPath(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "peersock")
+func socketPath(tb testing.TB) string {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "peersock") //nolint:usetesting // short enough for a socket, open to other users
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	tb.Cleanup(func() { os.RemoveAll(dir) })
 	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return filepath.Join(dir, "s")
 }
@@ -216,32 +216,33 @@ type server struct {
 	end   error // of Accept, once conns is closed
 }
 
-func serve(t testing.TB, cfg peersock.Config) *server {
-	t.Helper()
-	s := unserved(t, cfg)
-	s.accept(t)
+func serve(tb testing.TB, cfg peersock.Config) *server {
+	tb.Helper()
+	s := unserved(tb, cfg)
+	s.accept(tb)
 	return s
 }
 
 // unserved listens but accepts nothing yet.
-func unserved(t testing.TB, cfg peersock.Config) *server {
-	t.Helper()
+func unserved(tb testing.TB, cfg peersock.Config) *server {
+	tb.Helper()
 	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+		cfg.Logger = slog.New(slog.NewTextHandler(tb.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	path := socketPath(t)
+	path := socketPath(tb)
 	l, err := peersock.Listen(path, cfg)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := os.Chmod(path, 0o777); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { l.Close() })
+	tb.Cleanup(func() { l.Close() })
 	return &server{Listener: l, path: path, conns: make(chan *peersock.Conn, 4096)}
 }
 
-func (s *server) accept(t testing.TB) {
+func (s *server) accept(tb testing.TB) {
+	tb.Helper()
 	go func() {
 		defer close(s.conns)
 		for {
@@ -253,7 +254,7 @@ func (s *server) accept(t testing.TB) {
 			s.conns <- c.(*peersock.Conn)
 		}
 	}()
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		s.Close()
 		for c := range s.conns {
 			c.Close()
@@ -261,74 +262,74 @@ func (s *server) accept(t testing.TB) {
 	})
 }
 
-func (s *server) next(t testing.TB) *peersock.Conn {
-	t.Helper()
+func (s *server) next(tb testing.TB) *peersock.Conn {
+	tb.Helper()
 	select {
 	case c, ok := <-s.conns:
 		if !ok {
-			t.Fatal("the listener has ended:", s.end)
+			tb.Fatal("the listener has ended:", s.end)
 		}
-		t.Cleanup(func() { c.Close() })
+		tb.Cleanup(func() { c.Close() })
 		return c
 	case <-time.After(10 * time.Second):
-		t.Fatal("no connection was accepted")
+		tb.Fatal("no connection was accepted")
 	}
 	return nil
 }
 
-func (s *server) dial(t testing.TB) net.Conn {
-	t.Helper()
+func (s *server) dial(tb testing.TB) net.Conn {
+	tb.Helper()
 	c, err := net.Dial("unix", s.path)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { c.Close() })
+	tb.Cleanup(func() { c.Close() })
 	return c
 }
 
 // wantClosed waits until the other end has closed c.
-func wantClosed(t testing.TB, c net.Conn) {
-	t.Helper()
+func wantClosed(tb testing.TB, c net.Conn) {
+	tb.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
 	n, err := c.Read(make([]byte, 1))
 	if n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Fatalf("the connection is open: read %d, %v", n, err)
+		tb.Fatalf("the connection is open: read %d, %v", n, err)
 	}
 }
 
 // wantOpen makes sure that the other end keeps c open for a moment.
-func wantOpen(t testing.TB, c net.Conn) {
-	t.Helper()
+func wantOpen(tb testing.TB, c net.Conn) {
+	tb.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
 	if n, err := c.Read(make([]byte, 1)); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Fatalf("the connection is closed: read %d, %v", n, err)
+		tb.Fatalf("the connection is closed: read %d, %v", n, err)
 	}
 	_ = c.SetReadDeadline(time.Time{})
 }
 
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
+func eventually(tb testing.TB, what string, ok func() bool) {
+	tb.Helper()
 	deadline := time.Now().Add(10 * time.Second)
 	for !ok() {
 		if time.Now().After(deadline) {
-			t.Fatal("never happened: " + what)
+			tb.Fatal("never happened: " + what)
 		}
 		time.Sleep(time.Millisecond)
 	}
 }
 
-func needRoot(t testing.TB) {
-	t.Helper()
+func needRoot(tb testing.TB) {
+	tb.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		tb.Skip("needs root")
 	}
 }
 
-func descriptors(t testing.TB) int {
-	t.Helper()
+func descriptors(tb testing.TB) int {
+	tb.Helper()
 	list, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return len(list)
 }

@@ -65,7 +65,7 @@ func New(l *net.UnixListener, cfg Config) (*Listener, error) {
 		const others = 512 // files, sockets and /proc besides connections
 		if fit := max(int(min(limit.Cur, 1<<30))-others, 64) / 2; fit < cfg.MaxConns {
 			cfg.Logger.Warn("fewer connections than configured: the limit of open files is too low",
-				"configured", cfg.MaxConns, "used", fit, "rlimit_nofile", limit.Cur)
+				slog.Int("configured", cfg.MaxConns), slog.Int("used", fit), slog.Uint64("rlimit_nofile", limit.Cur))
 			cfg.MaxConns = fit
 		}
 	}
@@ -92,9 +92,9 @@ func New(l *net.UnixListener, cfg Config) (*Listener, error) {
 	p.metrics.mode.WithLabelValues(mode).Set(1)
 	if mode == ModeFallback {
 		p.log.Warn("this kernel has no SO_PEERPIDFD (Linux 6.5): callers are identified by process number, "+
-			"which can be given to another process before their connection is accepted", "mode", mode)
+			"which can be given to another process before their connection is accepted", slog.String("mode", mode))
 	} else {
-		p.log.Info("callers are identified by pidfd", "mode", mode)
+		p.log.Info("callers are identified by pidfd", slog.String("mode", mode))
 	}
 	return p, nil
 }
@@ -231,7 +231,7 @@ func (l *Listener) acceptLoop() {
 			l.cancel()
 			return
 		}
-		l.warn("accept", "connection cannot be accepted now", "error", err)
+		l.warnRefused("accept", "accept(2) fails, trying on", slog.Any("error", err))
 		pause := time.NewTimer(20 * time.Millisecond)
 		select {
 		case <-pause.C:
@@ -257,7 +257,7 @@ func (l *Listener) admit(conn *net.UnixConn) {
 	full := len(l.conns) >= l.cfg.MaxConns
 	l.mu.Unlock()
 	if full {
-		l.refuse(conn, reasonGlobal, reasonGlobal, "connection refused: too many connections", "limit", l.cfg.MaxConns)
+		l.refuse(conn, reasonGlobal, reasonGlobal, "too many connections", slog.Int("limit", l.cfg.MaxConns))
 		return
 	}
 	cred, pidfd, err := l.identify(conn)
@@ -266,8 +266,8 @@ func (l *Listener) admit(conn *net.UnixConn) {
 		if r := (*refusal)(nil); errors.As(err, &r) {
 			reason = r.reason
 		}
-		l.refuse(conn, reason, reason, "connection refused: the caller cannot be identified",
-			"reason", reason, "pid", cred.Pid, "uid", cred.Uid, "error", err)
+		l.refuse(conn, reason, reason, "the caller cannot be identified",
+			slog.Int("pid", int(cred.Pid)), slog.Uint64("uid", uint64(cred.Uid)), slog.Any("error", err))
 		return
 	}
 	c := &Conn{UnixConn: conn}
@@ -281,7 +281,7 @@ func (l *Listener) admit(conn *net.UnixConn) {
 		l.mu.Unlock()
 		unix.Close(pidfd)
 		l.refuse(conn, reasonUID, reasonUID+strconv.FormatUint(uint64(cred.Uid), 10),
-			"connection refused: too many connections of one user", "uid", cred.Uid, "limit", l.cfg.MaxConnsPerUID)
+			"too many connections of one user", slog.Uint64("uid", uint64(cred.Uid)), slog.Int("limit", l.cfg.MaxConnsPerUID))
 		return
 	}
 	l.perUID[cred.Uid]++
@@ -292,27 +292,27 @@ func (l *Listener) admit(conn *net.UnixConn) {
 	l.metrics.open.Inc()
 	if err := l.reaper.add(pidfd, c.peer.id); err != nil {
 		l.metrics.refused.WithLabelValues(reasonUnknown).Inc()
-		l.warn("epoll", "connection refused: the caller cannot be watched", "error", err)
+		l.warnRefused("epoll", "the caller cannot be watched", slog.Any("error", err))
 		c.Close()
 		return
 	}
 	l.enqueue(c)
 }
 
-func (l *Listener) refuse(conn net.Conn, reason, key, msg string, attrs ...any) {
+func (l *Listener) refuse(conn net.Conn, reason, key, why string, attrs ...slog.Attr) {
 	conn.Close()
 	l.metrics.refused.WithLabelValues(reason).Inc()
-	l.warn(key, msg, attrs...)
+	l.warnRefused(key, why, append(attrs, slog.String("reason", reason))...)
 }
 
-// warn logs at most once per second and key.
-func (l *Listener) warn(key, msg string, attrs ...any) {
-	if n, ok := l.gate.open(key, time.Now()); ok {
-		if n > 0 {
-			attrs = append(attrs, "suppressed", n)
-		}
-		l.log.Warn(msg, attrs...)
+// warnRefused logs at most once per second and key.
+func (l *Listener) warnRefused(key, why string, attrs ...slog.Attr) {
+	n, ok := l.gate.open(key, time.Now())
+	if !ok {
+		return
 	}
+	attrs = append(attrs, slog.String("why", why), slog.Int("suppressed", n))
+	l.log.LogAttrs(l.ctx, slog.LevelWarn, "connection refused", attrs...)
 }
 
 // callerEnded closes the connection of a process that has ended.
@@ -325,7 +325,8 @@ func (l *Listener) callerEnded(id uint64) {
 	}
 	if c.Close() == nil {
 		l.metrics.died.Inc()
-		l.log.Debug("connection closed: its caller has ended", "pid", c.peer.pid, "uid", c.peer.uid, "connection", id)
+		l.log.Debug("connection closed: its caller has ended",
+			slog.Int("pid", int(c.peer.pid)), slog.Uint64("uid", uint64(c.peer.uid)), slog.Uint64("connection", id))
 	}
 }
 

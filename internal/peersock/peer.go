@@ -94,10 +94,8 @@ func (p *Peer) Subject() (attest.Subject, error) {
 	if subject == nil {
 		return nil, err
 	}
-	if s, ok := subject.(interface{ Err() error }); ok {
-		if err := s.Err(); err != nil {
-			return nil, err
-		}
+	if err := attest.Denied(subject); err != nil {
+		return nil, err
 	}
 	return subject, nil
 }

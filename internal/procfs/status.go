@@ -79,7 +79,7 @@ func ParseStatus(data []byte) (Status, error) {
 }
 
 // credentials reads the real and the effective one of the four numbers.
-func credentials(value []byte) (real, effective uint32, err error) {
+func credentials(value []byte) (realID, effectiveID uint32, err error) {
 	ids, err := numbers[uint32](value, 32)
 	if err != nil {
 		return 0, 0, err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/spiffe-node/spiffe-node/internal/procfs"
 )
@@ -78,6 +79,7 @@ type Attestor struct {
 	users, groups *names
 	hashes        hashes
 	log           *slog.Logger
+	warned        atomic.Int64 // when, in nanoseconds since 1970
 
 	mu   sync.Mutex
 	pods map[string]*podState // pod UID -> pod with at least one binding
@@ -110,21 +112,24 @@ func New(cfg Config) (*Attestor, error) {
 		return a, nil
 	}
 	c, err := learnCgroups(a.proc, cfg)
+	auto := a.mode == ModeAuto
 	switch {
-	case a.mode == ModeAuto && (err != nil || !c.inPod):
+	case auto && err == nil && c.inPod:
+		a.mode = ModeBoth
+	case auto:
 		a.mode = ModeUnix
+		a.log.Info("attesting by unix user only: this process does not run in a pod", slog.Any("cgroup_error", err))
 		return a, nil
 	case err != nil:
 		return nil, fmt.Errorf("attest: %w", err)
-	case a.mode == ModeAuto:
-		a.mode = ModeBoth
 	}
 	if cfg.RequireLedger && cfg.Pods == nil {
 		return nil, errors.New("attest: the ledger is required but there is none; configure its directory")
 	}
 	a.cgroups = c
 	a.log.Info("attesting pods by cgroup",
-		"mode", string(a.mode), "kubelet_cgroups", c.layout.roots, "cgroup_namespace", c.resolver.describe())
+		slog.String("mode", string(a.mode)), slog.Any("kubelet_cgroups", c.layout.roots),
+		slog.String("cgroup_namespace", c.resolver.describe()))
 	return a, nil
 }
 

@@ -28,3 +28,13 @@ type ContainerSource interface {
 // RequireLedger asks for. A source that joins several lists them separated by
 // commas.
 const WitnessLedger = "ledger"
+
+// Denied is the reason for which a subject that was bound has been denied
+// since, and wraps ErrDenied; nil for all others. Such a subject has no
+// selectors any more.
+func Denied(s Subject) error {
+	if d, ok := s.(interface{ Err() error }); ok {
+		return d.Err()
+	}
+	return nil
+}

@@ -64,7 +64,7 @@ type child struct {
 func (c *child) Alive() error {
 	n, err := unix.Poll([]unix.PollFd{{Fd: int32(c.pidfd), Events: unix.POLLIN}}, 0)
 	if err != nil || n > 0 {
-		return fmt.Errorf("%w: ended (%v)", attest.ErrDenied, err)
+		return fmt.Errorf("%w: ended (%w)", attest.ErrDenied, errors.Join(err, errEnded))
 	}
 	return nil
 }
@@ -73,17 +73,17 @@ func (c *child) caller() attest.Caller {
 	return attest.Caller{PID: int32(c.cmd.Process.Pid), Process: c}
 }
 
-func startChild(t testing.TB, what string, attr *syscall.SysProcAttr) *child {
-	t.Helper()
+func startChild(tb testing.TB, what string, attr *syscall.SysProcAttr) *child {
+	tb.Helper()
 	exe, err := os.Executable()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	return startProgram(t, exe, what, attr)
+	return startProgram(tb, exe, what, attr)
 }
 
-func startProgram(t testing.TB, exe, what string, attr *syscall.SysProcAttr) *child {
-	t.Helper()
+func startProgram(tb testing.TB, exe, what string, attr *syscall.SysProcAttr) *child {
+	tb.Helper()
 	c := &child{cmd: exec.Command(exe)}
 	c.cmd.Env = append(os.Environ(), childEnv+"="+what)
 	c.cmd.SysProcAttr = attr
@@ -91,21 +91,21 @@ func startProgram(t testing.TB, exe, what string, attr *syscall.SysProcAttr) *ch
 	c.in, _ = c.cmd.StdinPipe()
 	out, err := c.cmd.StdoutPipe()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	c.out = bufio.NewReader(out)
 	if err := c.cmd.Start(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if c.pidfd, err = unix.PidfdOpen(c.cmd.Process.Pid, 0); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		c.kill()
 		unix.Close(c.pidfd)
 	})
 	if line, err := c.out.ReadString('\n'); err != nil || line != "ready\n" {
-		t.Fatalf("child says %q, %v", line, err)
+		tb.Fatalf("child says %q, %v", line, err)
 	}
 	return c
 }
@@ -115,12 +115,14 @@ func (c *child) kill() {
 	_ = c.cmd.Wait()
 }
 
-func needRoot(t testing.TB) {
-	t.Helper()
+func needRoot(tb testing.TB) {
+	tb.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		tb.Skip("needs root")
 	}
 }
+
+var errEnded = errors.New("process ended")
 
 // alive is a process that never ends.
 type alive struct{}
@@ -130,21 +132,21 @@ func (alive) Groups() ([]uint32, error) { return nil, nil }
 
 // fakeProc is a /proc in which process numbers have the given cgroup files and
 // this process is in the host's cgroup namespace.
-func fakeProc(t testing.TB, self string, cgroups map[int]string) string {
-	t.Helper()
-	root := t.TempDir()
+func fakeProc(tb testing.TB, self string, cgroups map[int]string) string {
+	tb.Helper()
+	root := tb.TempDir()
 	write := func(pid, text string) {
-		t.Helper()
+		tb.Helper()
 		if err := os.MkdirAll(filepath.Join(root, pid, "ns"), 0o700); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		if err := os.WriteFile(filepath.Join(root, pid, "cgroup"), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	write("self", self)
 	if err := os.Symlink("cgroup:[4026531835]", filepath.Join(root, "self", "ns", "cgroup")); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for pid, text := range cgroups {
 		write(strconv.Itoa(pid), text)

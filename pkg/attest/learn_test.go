@@ -91,31 +91,31 @@ func TestNodeInContainer(t *testing.T) {
 }
 
 // unified is where the v2 hierarchy is mounted.
-func unified(t testing.TB) string {
-	t.Helper()
-	needRoot(t)
+func unified(tb testing.TB) string {
+	tb.Helper()
+	needRoot(tb)
 	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
 		var fs syscall.Statfs_t
 		if syscall.Statfs(dir, &fs) == nil && fs.Type == 0x63677270 {
 			return dir
 		}
 	}
-	t.Skip("no cgroup v2 hierarchy is mounted")
+	tb.Skip("no cgroup v2 hierarchy is mounted")
 	return ""
 }
 
 // realPod makes real groups like the kubelet and a runtime and returns the
 // kubelet's root, absolute, and the container's directory.
-func realPod(t testing.TB) (mount, root, container string) {
-	t.Helper()
-	mount = unified(t)
-	root = fmt.Sprintf("/spiffe-node-test-%d-%s.slice", os.Getpid(), strings.ToLower(filepath.Base(t.Name())))
+func realPod(tb testing.TB) (mount, root, container string) {
+	tb.Helper()
+	mount = unified(tb)
+	root = fmt.Sprintf("/spiffe-node-test-%d-%s.slice", os.Getpid(), strings.ToLower(filepath.Base(tb.Name())))
 	base := strings.TrimSuffix(filepath.Base(root), ".slice")
 	container = root + "/" + base + "-burstable.slice/" + base + "-burstable-pod" + uidA_ + ".slice/cri-containerd-" + ctrA + ".scope"
 	if err := os.MkdirAll(mount+container, 0o755); err != nil {
-		t.Skip("cannot make groups:", err)
+		tb.Skip("cannot make groups:", err)
 	}
-	t.Cleanup(func() { removeGroups(mount + root) })
+	tb.Cleanup(func() { removeGroups(mount + root) })
 	return mount, root, container
 }
 
@@ -134,14 +134,14 @@ func removeGroups(dir string) {
 	}
 }
 
-func startIn(t testing.TB, dir, what string, flags uintptr) *child {
-	t.Helper()
+func startIn(tb testing.TB, dir, what string, flags uintptr) *child {
+	tb.Helper()
 	fd, err := syscall.Open(dir, syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	defer syscall.Close(fd)
-	return startChild(t, what, &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: fd, Unshareflags: flags})
+	return startChild(tb, what, &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: fd, Unshareflags: flags})
 }
 
 // A real process in real groups, that makes groups of its own inside.

@@ -16,9 +16,9 @@ import (
 
 func itoa(n int) string { return strconv.Itoa(n) }
 
-func podProc(t testing.TB) string {
-	t.Helper()
-	return fakeProc(t, "0::/\n", map[int]string{
+func podProc(tb testing.TB) string {
+	tb.Helper()
+	return fakeProc(tb, "0::/\n", map[int]string{
 		10: "0::/kubepods/burstable/pod" + uidA + "/" + ctrA + "\n",
 		11: "0::/kubepods/burstable/pod" + uidA + "/" + ctrB + "\n",
 		12: "0::/kubepods/burstable/pod" + uidB + "/" + ctrB + "\n",
@@ -32,9 +32,9 @@ func web() *attest.Pod {
 	return &attest.Pod{UID: uidA, Namespace: "shop", Name: "web-0", ServiceAccount: "web", Witness: attest.WitnessLedger}
 }
 
-func newPods(t testing.TB, s *source, change func(*attest.Config)) *attest.Attestor {
-	t.Helper()
-	cfg := attest.Config{Mode: attest.ModeKubernetes, Proc: podProc(t)}
+func newPods(tb testing.TB, s *source, change func(*attest.Config)) *attest.Attestor {
+	tb.Helper()
+	cfg := attest.Config{Mode: attest.ModeKubernetes, Proc: podProc(tb)}
 	if s != nil {
 		cfg.Pods = s
 	}
@@ -43,18 +43,18 @@ func newPods(t testing.TB, s *source, change func(*attest.Config)) *attest.Attes
 	}
 	a, err := attest.New(cfg)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return a
 }
 
-func bindPID(t testing.TB, a *attest.Attestor, pid int32) *attest.Binding {
-	t.Helper()
+func bindPID(tb testing.TB, a *attest.Attestor, pid int32) *attest.Binding {
+	tb.Helper()
 	b, err := a.Bind(context.Background(), attest.Caller{PID: pid, UID: 1000, GID: 1000, Process: alive{}})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(b.Close)
+	tb.Cleanup(b.Close)
 	return b
 }
 

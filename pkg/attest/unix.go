@@ -6,26 +6,46 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"time"
 
 	"github.com/spiffe-node/spiffe-node/internal/procfs"
 )
+
+// maxGroups bounds the memory of one binding: root in a container can give
+// itself 65,536 groups.
+const maxGroups = 512
+
+// noisy lets one warning a second through, whatever callers do.
+func (a *Attestor) noisy() bool {
+	now, last := time.Now().UnixNano(), a.warned.Load()
+	return now-last >= int64(time.Second) && a.warned.CompareAndSwap(last, now)
+}
 
 // readUnix takes the facts that unix selectors are made of. User and group are
 // those the kernel recorded at connect(2).
 func (b *Binding) readUnix() error {
 	pid := int(b.caller.PID)
+	known := false
 	if c, ok := b.caller.Process.(Credentialed); ok {
 		groups, err := c.Groups()
-		if err != nil {
+		if err != nil && !errors.Is(err, errors.ErrUnsupported) {
 			return err
 		}
-		b.groups = groups
-	} else {
+		b.groups, known = groups, err == nil
+	}
+	if !known {
 		status, err := b.a.proc.Status(pid)
 		if err != nil {
 			return final(err)
 		}
 		b.groups = status.Groups
+	}
+	if len(b.groups) > maxGroups {
+		if b.a.noisy() {
+			b.a.log.Warn("caller has too many groups, its supplementary groups are left out",
+				slog.Int("pid", pid), slog.Uint64("uid", uint64(b.caller.UID)), slog.Int("groups", len(b.groups)), slog.Int("limit", maxGroups))
+		}
+		b.groups = nil
 	}
 	if !b.a.unix.DiscoverPath {
 		return nil
@@ -34,7 +54,10 @@ func (b *Binding) readUnix() error {
 	if err != nil {
 		// No right to look, or no executable (a kernel thread, an exiting
 		// process): the selectors are left out.
-		b.a.log.Warn("caller's executable is not readable", "pid", pid, "error", err)
+		if b.a.noisy() {
+			b.a.log.Warn("caller's executable cannot be seen, unix:path and unix:sha256 are left out",
+				slog.Int("pid", pid), slog.Any("error", err))
+		}
 		return nil
 	}
 	b.exe, b.path = exe, exe.Path()
@@ -89,9 +112,11 @@ func (b *Binding) hash(ctx context.Context, exe *procfs.Exe) (string, error) {
 			if ctx.Err() != nil {
 				return "", err
 			}
-			b.a.log.Warn("caller's executable is not hashed, unix:sha256 is left out",
-				"pid", b.caller.PID, "bytes", exe.ID().Size, "error", err)
 			sum = ""
+			if b.a.noisy() {
+				b.a.log.Warn("caller's executable is not hashed, unix:sha256 is left out",
+					slog.Int("pid", int(b.caller.PID)), slog.Uint64("bytes", exe.ID().Size), slog.Any("error", err))
+			}
 		}
 	}
 	now, err := b.a.proc.OpenExe(int(b.caller.PID))

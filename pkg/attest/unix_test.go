@@ -17,24 +17,24 @@ import (
 	"github.com/spiffe-node/spiffe-node/pkg/attest"
 )
 
-func bind(t testing.TB, cfg attest.Config, c attest.Caller) *attest.Binding {
-	t.Helper()
+func bind(tb testing.TB, cfg attest.Config, c attest.Caller) *attest.Binding {
+	tb.Helper()
 	a, err := attest.New(cfg)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	b, err := a.Bind(context.Background(), c)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(b.Close)
+	tb.Cleanup(b.Close)
 	return b
 }
 
-func writeFile(t testing.TB, path, text string) string {
-	t.Helper()
+func writeFile(tb testing.TB, path, text string) string {
+	tb.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return path
 }
