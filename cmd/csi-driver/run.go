@@ -22,7 +22,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return err
 	}
 	if o.version {
-		_, err := fmt.Fprintln(stdout, version())
+		_, err := fmt.Fprintln(stdout, versionText())
 		return err
 	}
 	level, err := daemon.ParseLevel(o.logLevel)
@@ -60,7 +60,7 @@ func serve(ctx context.Context, o options, log *slog.Logger, metrics *csi.Metric
 	}
 	driver, err := csi.New(csi.Config{
 		Name:        o.pluginName,
-		Version:     version(),
+		Version:     versionText(),
 		NodeID:      o.nodeID,
 		SourceDir:   o.sourceDir,
 		SocketNames: o.names(),
@@ -99,15 +99,22 @@ func serve(ctx context.Context, o options, log *slog.Logger, metrics *csi.Metric
 	}})
 	health.AddLive("socket directory", driver.Live)
 	health.AddReady("driver", driver.Ready)
-	log.Info("serving CSI", slog.String("socket", o.csiSocket), slog.String("driver", driver.Name()), slog.String("version", version()),
+	log.Info("serving CSI", slog.String("socket", o.csiSocket), slog.String("driver", driver.Name()), slog.String("version", versionText()),
 		slog.String("node", o.nodeID), slog.String("source", o.sourceDir), slog.Int("volumes", len(store.List())))
 	err = daemon.Run(ctx, log, tasks...)
 	log.Info("stopped")
 	return err
 }
 
-// version is the module's version as the build recorded it.
-func version() string {
+// version is set by the linker (-X main.version=...).
+var version string
+
+// versionText is the version of the build: the linker's, or the module's as Go
+// recorded it.
+func versionText() string {
+	if version != "" {
+		return version
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok || info.Main.Version == "" {
 		return "(devel)"

@@ -91,7 +91,7 @@ func (n *node) start(changes ...func(*csi.Config)) {
 // serve puts the driver behind a real socket.
 func serve(t testing.TB, d *csi.Driver) *grpc.ClientConn {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "csi.sock")
+	path := filepath.Join(shortDir(t), "csi.sock")
 	l, live, err := csi.ListenSocket(path)
 	if err != nil || live {
 		t.Fatalf("listen: %v (live %v)", err, live)
