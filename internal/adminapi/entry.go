@@ -79,19 +79,36 @@ func (s *entryService) GetEntry(_ context.Context, req *entrypb.GetEntryRequest)
 func (s *entryService) BatchCreateEntry(ctx context.Context, req *entrypb.BatchCreateEntryRequest) (*entrypb.BatchCreateEntryResponse, error) {
 	const message = "failed to create entry"
 	results := make([]embedded.Result, len(req.GetEntries()))
+	repeats := make(map[int]*entry.Entry)
 	var accepted []*entry.Entry
 	var places []int // of the accepted ones among the results
 	for i, in := range req.GetEntries() {
 		e, err := s.readNew(in)
-		if err != nil {
+		var repeat *entry.RepeatError
+		switch {
+		case errors.As(err, &repeat):
+			results[i].Err, repeats[i] = err, e
+		case err != nil:
 			results[i].Err = err
-			continue
+		default:
+			accepted, places = append(accepted, e), append(places, i)
 		}
-		accepted, places = append(accepted, e), append(places, i)
 	}
+	placeOf := make(map[string]int)
 	if len(accepted) > 0 {
 		for i, r := range s.store.CreateEntries(ctx, accepted...) {
 			results[places[i]] = r
+			if r.Entry != nil {
+				placeOf[r.Entry.ID] = places[i]
+			}
+		}
+	}
+	// The server sees a similar entry before it sees a selector given twice.
+	for i, e := range repeats {
+		if stored, ok := s.store.Set().Similar(e); ok {
+			if place, made := placeOf[stored.ID]; !made || place < i {
+				results[i].Err = &embedded.SimilarError{Stored: stored}
+			}
 		}
 	}
 	mask := newMasker(req.GetOutputMask())
@@ -114,8 +131,8 @@ func (s *entryService) BatchCreateEntry(ctx context.Context, req *entrypb.BatchC
 	return resp, nil
 }
 
-// readNew checks a new entry up to what the store looks at. The server sees a
-// similar entry before it sees a selector that is given twice.
+// readNew checks a new entry up to what the store looks at. With an
+// *entry.RepeatError it returns the entry as well.
 func (s *entryService) readNew(in *typespb.Entry) (*entry.Entry, error) {
 	given := readEntry(in)
 	if given.StoreSVID && given.DisableX509SVIDPrefetch {
@@ -130,13 +147,7 @@ func (s *entryService) readNew(in *typespb.Entry) (*entry.Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := given.CheckRepeated(entry.AllFields); err != nil {
-		if stored, ok := s.store.Set().Similar(e); ok {
-			return nil, &embedded.SimilarError{Stored: stored}
-		}
-		return nil, err
-	}
-	return e, nil
+	return e, given.CheckRepeated(entry.AllFields)
 }
 
 func isConversion(err error) bool {
