@@ -300,6 +300,42 @@ func TestSettle(t *testing.T) {
 	}
 }
 
+// A Settle that takes longer than the caller is kept waiting still counts, and
+// the caller is not bound a second time meanwhile.
+func TestSettleLate(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	var binds atomic.Int64
+	s := serve(t, peersock.Config{
+		BindTimeout: 50 * time.Millisecond,
+		Bind: func(context.Context, attest.Caller) (attest.Subject, error) {
+			binds.Add(1)
+			return settling{newSubject("pod"), func(ctx context.Context) error {
+				select {
+				case <-release:
+					return nil
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}}, nil
+		},
+	})
+	s.dial(t)
+	p := s.next(t).Peer()
+	deadline := time.Now().Add(400 * time.Millisecond)
+	for time.Now().Before(deadline) {
+		if _, err := p.Subject(); !errors.Is(err, peersock.ErrBindTimeout) {
+			t.Fatalf("Subject: %v", err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	close(release)
+	eventually(t, "the caller is bound", func() bool { _, err := p.Subject(); return err == nil })
+	if binds.Load() != 1 {
+		t.Errorf("bound %d times", binds.Load())
+	}
+}
+
 // A caller that ends while it is being bound never comes out of Accept.
 func TestCallerExitsWhileBound(t *testing.T) {
 	t.Parallel()

@@ -14,7 +14,8 @@ import (
 type Mode string
 
 const (
-	// ModeAuto is ModeBoth if this process runs in a pod, else ModeUnix.
+	// ModeAuto is ModeBoth if this process runs in a pod or the configuration
+	// speaks of pods (KubeletCgroups, RequireLedger), else ModeUnix.
 	ModeAuto Mode = ""
 	// ModeUnix gives unix selectors; cgroups are not looked at.
 	ModeUnix Mode = "unix"
@@ -112,16 +113,17 @@ func New(cfg Config) (*Attestor, error) {
 		return a, nil
 	}
 	c, err := learnCgroups(a.proc, cfg)
-	auto := a.mode == ModeAuto
 	switch {
-	case auto && err == nil && c.inPod:
-		a.mode = ModeBoth
-	case auto:
-		a.mode = ModeUnix
-		a.log.Info("attesting by unix user only: this process does not run in a pod", slog.Any("cgroup_error", err))
-		return a, nil
+	case err != nil && a.mode == ModeAuto:
+		return nil, fmt.Errorf("attest: cannot tell whether this process runs in a pod; if it does not, set the mode %q: %w", ModeUnix, err)
 	case err != nil:
 		return nil, fmt.Errorf("attest: %w", err)
+	case a.mode == ModeAuto && !c.inPod && len(cfg.KubeletCgroups) == 0 && !cfg.RequireLedger:
+		a.mode = ModeUnix
+		a.log.Info("attesting by unix user only: this process does not run in a pod", slog.String("mode", string(a.mode)))
+		return a, nil
+	case a.mode == ModeAuto:
+		a.mode = ModeBoth
 	}
 	if cfg.RequireLedger && cfg.Pods == nil {
 		return nil, errors.New("attest: the ledger is required but there is none; configure its directory")

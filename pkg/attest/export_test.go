@@ -42,6 +42,18 @@ var FindOwn = findOwn
 // ParseNames reads a passwd or group file.
 var ParseNames = parseNames
 
+// Names is a passwd or group file.
+type Names struct{ n *names }
+
+// OpenNames reads file when asked for a name.
+func OpenNames(file string) Names { return Names{newNames(file, "")} }
+
+// Name is the name of id.
+func (n Names) Name(id uint32) string {
+	name, _ := n.n.name(id)
+	return name
+}
+
 // Pods is the number of pods with a binding.
 func (a *Attestor) Pods() int {
 	a.mu.Lock()

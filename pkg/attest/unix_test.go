@@ -243,10 +243,64 @@ func TestMode(t *testing.T) {
 			t.Errorf("New(%q) in %q: %v, want %q", tc.mode, tc.self, err, tc.want)
 		}
 	}
+	// A configuration that speaks of pods is no plain machine's.
+	a, err := attest.New(attest.Config{KubeletCgroups: []string{"/x"}, Proc: fakeProc(t, "0::/\n", nil)})
+	if err != nil || a.Mode() != attest.ModeBoth || len(a.KubeletCgroups()) != 1 {
+		t.Errorf("New with a kubelet cgroup: mode %v, %v", a.Mode(), err)
+	}
+	if _, err := attest.New(attest.Config{Proc: fakeProc(t, "x", nil)}); err == nil {
+		t.Error("a process that cannot tell where it is went on")
+	}
+	if _, err := attest.New(attest.Config{RequireLedger: true, Proc: fakeProc(t, "0::/\n", nil)}); err == nil {
+		t.Error("a required ledger was forgotten")
+	}
 	if _, err := attest.New(attest.Config{Mode: "docker"}); err == nil {
 		t.Error("unknown mode was accepted")
 	}
 	if _, err := attest.New(attest.Config{Mode: attest.ModeBoth, RequireLedger: true}); err == nil {
 		t.Error("a required ledger that is not there was accepted")
+	}
+}
+
+// crowded is a process in very many groups.
+type crowded struct {
+	alive
+	n int
+}
+
+func (c crowded) Groups() ([]uint32, error) { return make([]uint32, c.n), nil }
+
+// unsupported is a process of a kernel that does not tell groups.
+type unsupported struct{ alive }
+
+func (unsupported) Groups() ([]uint32, error) { return nil, errors.ErrUnsupported }
+
+func TestGroups(t *testing.T) {
+	t.Parallel()
+	a, err := attest.New(attest.Config{Mode: attest.ModeUnix})
+	if err != nil {
+		t.Fatal(err)
+	}
+	zero := attest.MustSelector("unix:supplementary_gid:0")
+	for _, tc := range []struct {
+		name    string
+		process attest.Process
+		want    bool
+	}{
+		{"many", crowded{n: 512}, true},
+		{"too many", crowded{n: 513}, false},
+		{"none", alive{}, false},
+	} {
+		b, err := a.Bind(context.Background(), attest.Caller{PID: 1, Process: tc.process})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer b.Close()
+		if got := b.Selectors().Contains(zero); got != tc.want {
+			t.Errorf("%s: group 0 is there %v, want %v", tc.name, got, tc.want)
+		}
+	}
+	if _, err := a.Bind(context.Background(), attest.Caller{PID: int32(os.Getpid()), Process: unsupported{}}); err != nil {
+		t.Errorf("groups from /proc: %v", err)
 	}
 }
