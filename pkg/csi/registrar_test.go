@@ -61,6 +61,16 @@ func runRegistrar(t *testing.T, dir string, change ...func(*csi.RegistrarConfig)
 // register does what the kubelet does when it finds the socket.
 func register(t *testing.T, path string, verdict *registration.RegistrationStatus) *registration.PluginInfo {
 	t.Helper()
+	info, err := tryRegister(t, path, verdict)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info
+}
+
+// tryRegister is register while the socket may change hands.
+func tryRegister(t *testing.T, path string, verdict *registration.RegistrationStatus) (*registration.PluginInfo, error) {
+	t.Helper()
 	conn, err := grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
@@ -71,12 +81,19 @@ func register(t *testing.T, path string, verdict *registration.RegistrationStatu
 	c := registration.NewRegistrationClient(conn)
 	info, err := c.GetInfo(ctx, &registration.InfoRequest{}, grpc.WaitForReady(true))
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	if _, err := c.NotifyRegistrationStatus(ctx, verdict); err != nil {
-		t.Fatal(err)
+	_, err = c.NotifyRegistrationStatus(ctx, verdict)
+	return info, err
+}
+
+// leadsTo says whether the driver the kubelet would register now has this
+// endpoint.
+func leadsTo(t *testing.T, path, endpoint string) func() bool {
+	return func() bool {
+		info, err := tryRegister(t, path, accepted)
+		return err == nil && info.GetEndpoint() == endpoint
 	}
-	return info
 }
 
 // series are the values of a counter or gauge.
@@ -240,7 +257,7 @@ func TestRegistrationHandOver(t *testing.T) {
 	old, stopOld := runRegistrar(t, dir)
 	register(t, old.Path(), accepted)
 	young, stopYoung := runRegistrar(t, dir, func(c *csi.RegistrarConfig) { c.Endpoint = "/new/csi.sock" })
-	eventually(t, "the new instance answers", func() bool { return register(t, young.Path(), accepted).GetEndpoint() == "/new/csi.sock" })
+	eventually(t, "the new instance answers", leadsTo(t, young.Path(), "/new/csi.sock"))
 	eventually(t, "the old instance has noticed", func() bool { return old.Registered() != nil })
 	<-time.After(100 * time.Millisecond) // several rounds of the old one's checks
 	if got := register(t, young.Path(), accepted).GetEndpoint(); got != "/new/csi.sock" {
@@ -262,7 +279,7 @@ func TestRegistrationFallsBack(t *testing.T) {
 	old, _ := runRegistrar(t, dir)
 	register(t, old.Path(), accepted)
 	_, stopYoung := runRegistrar(t, dir, func(c *csi.RegistrarConfig) { c.Endpoint = "/new/csi.sock" })
-	eventually(t, "the new instance answers", func() bool { return register(t, old.Path(), accepted).GetEndpoint() == "/new/csi.sock" })
+	eventually(t, "the new instance answers", leadsTo(t, old.Path(), "/new/csi.sock"))
 	eventually(t, "the old instance has noticed", func() bool { return old.Registered() != nil })
 	stopYoung()
 	eventually(t, "the old instance is back", func() bool { return answers(old.Path()) })
