@@ -9,7 +9,6 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 )
@@ -64,6 +63,9 @@ func (b *backoff) pause() time.Duration {
 	return d
 }
 
+// window is more than a secret, and enough to switch probing off.
+const window = 1 << 20
+
 // dial makes one connection; it is opened by the first stream.
 func dial(socket string) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("unix:"+socket,
@@ -73,6 +75,10 @@ func dial(socket string) (*grpc.ClientConn, error) {
 		// fill it with buffers.
 		grpc.WithReadBufferSize(4096),
 		grpc.WithWriteBufferSize(4096),
+		// As Envoy: windows of a fixed size, no probing for a better one.
+		grpc.WithInitialWindowSize(window),
+		grpc.WithInitialConnWindowSize(window),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(newCodec())),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("socket %s: %w", socket, err)
@@ -93,7 +99,7 @@ type watch struct {
 	conn     *grpc.ClientConn
 	name     string
 	retry    retry
-	response func(*discoveryv3.DiscoveryResponse, time.Time)
+	response func(answer, time.Time)
 	refused  func(error)
 }
 
@@ -119,7 +125,7 @@ func (w *watch) run(ctx context.Context) {
 func (w *watch) once(ctx context.Context, pauses *backoff) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := secretv3.NewSecretDiscoveryServiceClient(w.conn).StreamSecrets(ctx)
+	stream, err := w.conn.NewStream(ctx, &streamDesc, streamMethod)
 	if err != nil {
 		return err
 	}
@@ -129,20 +135,20 @@ func (w *watch) once(ctx context.Context, pauses *backoff) error {
 		TypeUrl:       secretType,
 	}
 	for {
-		// A failed Send is io.EOF; why is what Recv says.
-		_ = stream.Send(req)
-		resp, err := stream.Recv()
-		if err != nil {
+		// A failed SendMsg is io.EOF; why is what RecvMsg says.
+		_ = stream.SendMsg(req)
+		var resp answer
+		if err := stream.RecvMsg(&resp); err != nil {
 			return err
 		}
 		at := time.Now()
 		pauses.reset()
 		w.response(resp, at)
 		req = &discoveryv3.DiscoveryRequest{
-			VersionInfo:   resp.GetVersionInfo(),
+			VersionInfo:   resp.version,
 			ResourceNames: []string{w.name},
 			TypeUrl:       secretType,
-			ResponseNonce: resp.GetNonce(),
+			ResponseNonce: resp.nonce,
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -10,8 +9,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 )
 
 // runFanout is how soon all open streams have a secret that an administrator's
@@ -22,8 +19,8 @@ func runFanout(ctx context.Context, o *options, r *Report) error {
 	}
 	c := newChange(o.n)
 	f := &fleet{o: o, r: r, names: o.names[:1]}
-	f.response = func(conn, _ int, resp *discoveryv3.DiscoveryResponse, at time.Time) {
-		c.got(conn, resp.GetResources()[0].GetValue(), at)
+	f.response = func(conn, _ int, resp answer, at time.Time) {
+		c.got(conn, resp.content, at)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer f.close()
@@ -102,14 +99,14 @@ func (t *rounds) run(ctx context.Context, c *change, command string) error {
 // change notes when each stream gets another secret than it had.
 type change struct {
 	mu   sync.Mutex
-	last [][]byte
+	last []uint64
 	at   []time.Time   // written until done is closed
 	left int           // streams without a new secret
 	done chan struct{} // closed when there are none left; nil until armed
 }
 
 func newChange(n int) *change {
-	return &change{last: make([][]byte, n), at: make([]time.Time, n)}
+	return &change{last: make([]uint64, n), at: make([]time.Time, n)}
 }
 
 // arm starts a round: changes count from now on; the channel closes when every
@@ -122,10 +119,10 @@ func (c *change) arm() <-chan struct{} {
 	return c.done
 }
 
-func (c *change) got(i int, secret []byte, at time.Time) {
+func (c *change) got(i int, secret uint64, at time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if bytes.Equal(c.last[i], secret) {
+	if c.last[i] == secret {
 		return
 	}
 	c.last[i] = secret

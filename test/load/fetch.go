@@ -7,7 +7,6 @@ import (
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"google.golang.org/grpc"
 )
 
@@ -84,12 +83,13 @@ func runFetch(ctx context.Context, o *options, r *Report) error {
 var errEmpty = errors.New("an answer without secrets")
 
 func fetch(ctx context.Context, conn *grpc.ClientConn, names []string) error {
-	resp, err := secretv3.NewSecretDiscoveryServiceClient(conn).FetchSecrets(ctx, &discoveryv3.DiscoveryRequest{
+	var resp answer
+	err := conn.Invoke(ctx, fetchMethod, &discoveryv3.DiscoveryRequest{
 		Node:          node(),
 		ResourceNames: names,
 		TypeUrl:       secretType,
-	})
-	if err == nil && len(resp.GetResources()) == 0 {
+	}, &resp)
+	if err == nil && resp.resources == 0 {
 		err = errEmpty
 	}
 	return err

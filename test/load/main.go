@@ -6,8 +6,10 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -70,6 +72,8 @@ Examples, against an agent and its admin socket:
 `
 
 func main() {
+	// The clients' garbage must not cost the server processor time.
+	debug.SetGCPercent(400)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {
@@ -224,7 +228,7 @@ func parse(name string, args []string, stderr io.Writer) (*options, error) {
 		fs.DurationVar(&o.lead, "lead", time.Second, "how long workloads wait before the entry is created, 50 to 150 % of it")
 		fs.DurationVar(&o.spread, "spread", 5*time.Second, "bound of the random pause before each workload starts")
 		fs.StringVar(&o.as, "as", "", "how workloads differ: uid or id (uid as root, else id)")
-		fs.IntVar(&o.firstUID, "first-uid", 30000, "uid of the first workload")
+		fs.IntVar(&o.firstUID, "first-uid", 100_000+1000*rand.IntN(1_000_000), "uid of the first workload; as good as new in every run unless given")
 		fs.BoolVar(&o.keepEntry, "keep", false, "leave the entries made through -admin")
 	}
 	if err := fs.Parse(args); err != nil {

@@ -13,8 +13,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 )
 
 // parked is how long a stream without any answer counts as not yet waiting.
@@ -70,8 +68,8 @@ func (p *prober) run(ctx context.Context, socket, name string, pause retry) erro
 	defer timer.Stop()
 	w := &watch{
 		conn: conn, name: name, retry: pause,
-		response: func(resp *discoveryv3.DiscoveryResponse, at time.Time) {
-			if len(resp.GetResources()) > 0 {
+		response: func(resp answer, at time.Time) {
+			if resp.resources > 0 {
 				p.secret(at)
 			}
 		},

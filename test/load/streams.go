@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 )
 
@@ -17,7 +16,7 @@ type fleet struct {
 	r     *Report
 	names []string
 	// response is called for every response, from the stream's goroutine.
-	response func(connection, name int, resp *discoveryv3.DiscoveryResponse, at time.Time)
+	response func(connection, name int, resp answer, at time.Time)
 
 	streams sync.WaitGroup
 	conns   []*grpc.ClientConn
@@ -67,8 +66,8 @@ func (f *fleet) connect(ctx context.Context, i int) error {
 		had := false
 		w := &watch{
 			conn: conn, name: name, retry: f.o.retry, refused: f.r.fail,
-			response: func(resp *discoveryv3.DiscoveryResponse, at time.Time) {
-				if len(resp.GetResources()) == 0 {
+			response: func(resp answer, at time.Time) {
+				if resp.resources == 0 {
 					return
 				}
 				if f.response != nil {
