@@ -9,7 +9,8 @@ import (
 	"syscall"
 )
 
-// ErrNotPrivate: a directory meant for secrets can be reached by others.
+// ErrNotPrivate says that a directory or file meant for secrets can be reached
+// by others.
 var ErrNotPrivate = errors.New("not private")
 
 // MkdirAll creates dir and its missing parents with perm (less the umask) and

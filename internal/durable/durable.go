@@ -1,8 +1,9 @@
 // Package durable writes files and directories so that they survive a crash.
 //
 // Promise: when WriteFile returns nil, the new content is on the disk under
-// the new name, whatever happens next; when it returns an error, the old
-// content is still there, whole. No reader ever sees a part of either.
+// its name, whatever happens next. When it returns an error, the old content is
+// there, whole; only if the last step failed, the new one is, and may not
+// survive a power failure. No reader ever sees a part of either.
 //
 // The syscalls of WriteFile, in order: openat(O_EXCL) of a temporary file in
 // the same directory, fchmod, write, fsync, close, rename, and fsync of the

@@ -29,46 +29,53 @@ type Harness struct {
 	// Agent is the parent of the entries that the authority signs for.
 	Agent spiffeid.ID
 	// Register makes an entry known to the authority and returns it as stored.
-	Register func(t testing.TB, e *entry.Entry) *entry.Entry
+	Register func(tb testing.TB, e *entry.Entry) *entry.Entry
 	// Unregister removes it again.
-	Unregister func(t testing.TB, e *entry.Entry)
+	Unregister func(tb testing.TB, e *entry.Entry)
 	// ChangeBundle changes the content of the own bundle, for example by
 	// preparing a new CA; nil = cannot be done, and what needs it is skipped.
-	ChangeBundle func(t testing.TB)
+	ChangeBundle func(tb testing.TB)
 	// Stop makes the authority answer ErrNotReady or ErrTryLater, for example
 	// by closing it; nil = cannot be done.
-	Stop func(t testing.TB)
+	Stop func(tb testing.TB)
+}
+
+// suite is one test of the contract.
+type suite struct {
+	*testing.T
+	Harness
 }
 
 // Run runs the suite. newHarness makes a fresh implementation for each test.
 func Run(t *testing.T, newHarness func(t *testing.T) Harness) {
-	for name, test := range map[string]func(*testing.T, Harness){
-		"X509Verifies":         x509Verifies,
-		"X509Profile":          x509Profile,
-		"X509IgnoresCSR":       x509IgnoresCSR,
-		"X509EntryTTL":         x509EntryTTL,
-		"X509Refused":          x509Refused,
-		"JWTVerifies":          jwtVerifies,
-		"JWTOptions":           jwtOptions,
-		"JWTRefused":           jwtRefused,
-		"BundlesFirst":         bundlesFirst,
-		"BundlesWait":          bundlesWait,
-		"BundlesStable":        bundlesStable,
-		"BundlesCancelled":     bundlesCancelled,
-		"Cancelled":            cancelled,
-		"SentinelsAreDistinct": sentinels,
-		"Concurrent":           concurrent,
-		"Stopped":              stopped,
+	t.Helper()
+	for name, test := range map[string]func(suite){
+		"X509Verifies":         suite.x509Verifies,
+		"X509Profile":          suite.x509Profile,
+		"X509IgnoresCSR":       suite.x509IgnoresCSR,
+		"X509EntryTTL":         suite.x509EntryTTL,
+		"X509Refused":          suite.x509Refused,
+		"JWTVerifies":          suite.jwtVerifies,
+		"JWTOptions":           suite.jwtOptions,
+		"JWTRefused":           suite.jwtRefused,
+		"BundlesFirst":         suite.bundlesFirst,
+		"BundlesWait":          suite.bundlesWait,
+		"BundlesStable":        suite.bundlesStable,
+		"BundlesCancelled":     suite.bundlesCancelled,
+		"Cancelled":            suite.cancelled,
+		"SentinelsAreDistinct": suite.sentinels,
+		"Concurrent":           suite.concurrent,
+		"Stopped":              suite.stopped,
 	} {
-		t.Run(name, func(t *testing.T) { test(t, newHarness(t)) })
+		t.Run(name, func(t *testing.T) { test(suite{t, newHarness(t)}) })
 	}
 }
 
 func (h Harness) id(path string) spiffeid.ID { return spiffeid.RequireFromPath(h.TrustDomain, path) }
 
 // register makes an entry of the agent's; edit may be nil.
-func (h Harness) register(t testing.TB, path string, edit func(*entry.Entry)) *entry.Entry {
-	t.Helper()
+func (h Harness) register(tb testing.TB, path string, edit func(*entry.Entry)) *entry.Entry {
+	tb.Helper()
 	e := &entry.Entry{
 		SPIFFEID: h.id(path), ParentID: h.Agent,
 		Selectors: attest.MustSelectors("unix:uid:0", "unix:path:"+path),
@@ -76,7 +83,7 @@ func (h Harness) register(t testing.TB, path string, edit func(*entry.Entry)) *e
 	if edit != nil {
 		edit(e)
 	}
-	return h.Register(t, e)
+	return h.Register(tb, e)
 }
 
 func x509Request(e *entry.Entry, csr []byte) authority.X509Request {
@@ -89,46 +96,46 @@ func jwtRequest(e *entry.Entry, audience ...string) authority.JWTRequest {
 	}
 }
 
-func newKey(t testing.TB) *ecdsa.PrivateKey {
-	t.Helper()
+func newKey(tb testing.TB) *ecdsa.PrivateKey {
+	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return key
 }
 
-func newCSR(t testing.TB, key crypto.Signer, template x509.CertificateRequest) []byte {
-	t.Helper()
+func newCSR(tb testing.TB, key crypto.Signer, template x509.CertificateRequest) []byte {
+	tb.Helper()
 	der, err := x509.CreateCertificateRequest(rand.Reader, &template, key)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return der
 }
 
-func parseChain(t testing.TB, chain [][]byte) []*x509.Certificate {
-	t.Helper()
+func parseChain(tb testing.TB, chain [][]byte) []*x509.Certificate {
+	tb.Helper()
 	if len(chain) == 0 {
-		t.Fatal("empty chain")
+		tb.Fatal("empty chain")
 	}
 	out := make([]*x509.Certificate, len(chain))
 	for i, der := range chain {
 		var err error
 		if out[i], err = x509.ParseCertificate(der); err != nil {
-			t.Fatalf("certificate %d: %v", i, err)
+			tb.Fatalf("certificate %d: %v", i, err)
 		}
 	}
 	return out
 }
 
-func bundles(t testing.TB, h Harness) *authority.BundleSet {
-	t.Helper()
+func bundles(tb testing.TB, h Harness) *authority.BundleSet {
+	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	set, err := h.Authority.Bundles(ctx, 0)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return set
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"testing"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -15,7 +14,8 @@ import (
 )
 
 // bundlesFirst: the first set is there without a change and is complete.
-func bundlesFirst(t *testing.T, h Harness) {
+func (s suite) bundlesFirst() {
+	t, h := s.T, s.Harness
 	set := bundles(t, h)
 	switch {
 	case set.Version == 0:
@@ -40,7 +40,8 @@ func bundlesFirst(t *testing.T, h Harness) {
 }
 
 // bundlesWait: a change wakes whoever waits; versions only grow.
-func bundlesWait(t *testing.T, h Harness) {
+func (s suite) bundlesWait() {
+	t, h := s.T, s.Harness
 	if h.ChangeBundle == nil {
 		t.Skip("this harness cannot change the bundle")
 	}
@@ -81,7 +82,8 @@ func bundlesWait(t *testing.T, h Harness) {
 
 // bundlesStable: the same version is the same picture, and an authority that
 // was published stays as long as SVIDs below it may live.
-func bundlesStable(t *testing.T, h Harness) {
+func (s suite) bundlesStable() {
+	t, h := s.T, s.Harness
 	a, b := bundles(t, h), bundles(t, h)
 	if a.Version == b.Version && a.Own != b.Own {
 		t.Error("two pointers for one version")
@@ -104,7 +106,8 @@ func bundlesStable(t *testing.T, h Harness) {
 }
 
 // bundlesCancelled: waiting ends with the context, with its error.
-func bundlesCancelled(t *testing.T, h Harness) {
+func (s suite) bundlesCancelled() {
+	t, h := s.T, s.Harness
 	first := bundles(t, h)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
@@ -114,7 +117,8 @@ func bundlesCancelled(t *testing.T, h Harness) {
 }
 
 // sentinels: a refusal is no passing fault.
-func sentinels(t *testing.T, h Harness) {
+func (s suite) sentinels() {
+	t, h := s.T, s.Harness
 	_, err := h.Authority.SignX509(t.Context(), authority.X509Request{EntryID: "nobody", SPIFFEID: h.id("/w")})
 	wantRefused(t, "unknown entry", false, err)
 	if errors.Is(errors.New("authority refused"), authority.ErrRefused) {
@@ -124,7 +128,8 @@ func sentinels(t *testing.T, h Harness) {
 
 // concurrent: many callers at once each get what they asked for, while the
 // bundle changes under them.
-func concurrent(t *testing.T, h Harness) {
+func (s suite) concurrent() {
+	t, h := s.T, s.Harness
 	const workers, rounds = 8, 10
 	var wg sync.WaitGroup
 	csr := newCSR(t, newKey(t), x509.CertificateRequest{})
@@ -170,7 +175,8 @@ func concurrent(t *testing.T, h Harness) {
 
 // stopped: an authority that cannot answer says so with a sentinel, and wakes
 // whoever waits or lets their context end.
-func stopped(t *testing.T, h Harness) {
+func (s suite) stopped() {
+	t, h := s.T, s.Harness
 	if h.Stop == nil {
 		t.Skip("this harness cannot stop the authority")
 	}

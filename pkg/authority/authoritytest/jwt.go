@@ -2,7 +2,6 @@ package authoritytest
 
 import (
 	"slices"
-	"testing"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -15,7 +14,8 @@ import (
 
 // jwtVerifies: the token verifies against the bundle of the same moment, as any
 // SPIFFE peer does it.
-func jwtVerifies(t *testing.T, h Harness) {
+func (s suite) jwtVerifies() {
+	t, h := s.T, s.Harness
 	e := h.register(t, "/w", nil)
 	issued, err := h.Authority.SignJWT(t.Context(), jwtRequest(e, "db", "cache"))
 	if err != nil {
@@ -41,7 +41,8 @@ func jwtVerifies(t *testing.T, h Harness) {
 
 // jwtOptions: header and claims are as SPIRE Server writes them, and the
 // entry's TTL and jti flag decide.
-func jwtOptions(t *testing.T, h Harness) {
+func (s suite) jwtOptions() {
+	t, h := s.T, s.Harness
 	const ttl = 2 * time.Minute
 	for name, jti := range map[string]bool{"/plain": false, "/jti": true} {
 		e := h.register(t, name, func(e *entry.Entry) { e.JWTSVIDTTL, e.JWTSVIDIncludeJTI = ttl, jti })
@@ -77,7 +78,8 @@ func jwtOptions(t *testing.T, h Harness) {
 }
 
 // jwtRefused: what will never be signed is ErrRefused.
-func jwtRefused(t *testing.T, h Harness) {
+func (s suite) jwtRefused() {
+	t, h := s.T, s.Harness
 	e := h.register(t, "/w", nil)
 	gone := h.register(t, "/gone", nil)
 	h.Unregister(t, gone)

@@ -24,7 +24,8 @@ import (
 
 // x509Verifies: the chain verifies against the bundle of the same moment, as
 // any SPIFFE peer does it, and carries the key of the request.
-func x509Verifies(t *testing.T, h Harness) {
+func (s suite) x509Verifies() {
+	t, h := s.T, s.Harness
 	e := h.register(t, "/w", nil)
 	key := newKey(t)
 	issued, err := h.Authority.SignX509(t.Context(), x509Request(e, newCSR(t, key, x509.CertificateRequest{})))
@@ -54,7 +55,8 @@ func x509Verifies(t *testing.T, h Harness) {
 }
 
 // x509Profile: every attribute is as SPIRE Server issues it.
-func x509Profile(t *testing.T, h Harness) {
+func (s suite) x509Profile() {
+	t, h := s.T, s.Harness
 	dns := []string{"b.example", "a.example", "*.c.example"}
 	e := h.register(t, "/w", func(e *entry.Entry) { e.DNSNames = dns })
 	before := time.Now()
@@ -93,7 +95,8 @@ func x509Profile(t *testing.T, h Harness) {
 }
 
 // x509IgnoresCSR: nothing of the request but its key gets into the certificate.
-func x509IgnoresCSR(t *testing.T, h Harness) {
+func (s suite) x509IgnoresCSR() {
+	t, h := s.T, s.Harness
 	e := h.register(t, "/w", nil)
 	evil, err := url.Parse("spiffe://" + h.TrustDomain.Name() + "/admin")
 	if err != nil {
@@ -118,7 +121,8 @@ func x509IgnoresCSR(t *testing.T, h Harness) {
 }
 
 // x509EntryTTL: the entry's TTL decides.
-func x509EntryTTL(t *testing.T, h Harness) {
+func (s suite) x509EntryTTL() {
+	t, h := s.T, s.Harness
 	const ttl = 7 * time.Minute
 	e := h.register(t, "/w", func(e *entry.Entry) { e.X509SVIDTTL = ttl })
 	issued, err := h.Authority.SignX509(t.Context(), x509Request(e, newCSR(t, newKey(t), x509.CertificateRequest{})))
@@ -131,7 +135,8 @@ func x509EntryTTL(t *testing.T, h Harness) {
 }
 
 // x509Refused: what will never be signed is ErrRefused and nothing else.
-func x509Refused(t *testing.T, h Harness) {
+func (s suite) x509Refused() {
+	t, h := s.T, s.Harness
 	e := h.register(t, "/w", nil)
 	gone := h.register(t, "/gone", nil)
 	h.Unregister(t, gone)
@@ -142,8 +147,7 @@ func x509Refused(t *testing.T, h Harness) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The runtime refuses to make smaller ones, so this one is its own limit.
-	short, err := rsa.GenerateKey(rand.Reader, 1024)
+	short, err := rsa.GenerateKey(rand.Reader, 1024) //nolint:gosec // weak on purpose
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +178,8 @@ func wantRefused(t *testing.T, name string, answered bool, err error) {
 }
 
 // cancelled: a call whose context has ended does nothing.
-func cancelled(t *testing.T, h Harness) {
+func (s suite) cancelled() {
+	t, h := s.T, s.Harness
 	e := h.register(t, "/w", nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

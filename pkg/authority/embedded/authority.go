@@ -69,10 +69,10 @@ func Open(cfg Config) (*Authority, error) {
 		return nil, errors.Join(fmt.Errorf("embedded authority: %w", err), s.close())
 	}
 	if s.readOnly {
-		a.log.Warn("state file is read-only; entries cannot be changed and the CA cannot be rotated", "path", cfg.StatePath)
+		a.log.Warn("state file is read-only; entries cannot be changed and the CA cannot be rotated", slog.String("path", cfg.StatePath))
 	}
-	a.log.Info("embedded authority opened", "path", cfg.StatePath, "trust_domain", cfg.TrustDomain.Name(),
-		"entries", a.Set().Len(), "took", time.Since(start))
+	a.log.Info("embedded authority opened", slog.String("path", cfg.StatePath), slog.String("trust_domain", cfg.TrustDomain.Name()),
+		slog.Int("entries", a.Set().Len()), slog.Duration("took", time.Since(start)))
 	return a, nil
 }
 
@@ -88,13 +88,13 @@ func open(cfg Config, s store) (*Authority, error) {
 	}
 	if longest := min(cfg.CATTL/6, 7*24*time.Hour); cfg.DefaultX509SVIDTTL > longest {
 		a.log.Warn("default X509-SVID TTL is longer than the CA's last stretch; SVIDs issued shortly before a rotation will be shorter",
-			"ttl", cfg.DefaultX509SVIDTTL, "longest", longest)
+			slog.Duration("ttl", cfg.DefaultX509SVIDTTL), slog.Duration("longest", longest))
 	}
 	if err := a.rotate(time.Now()); err != nil {
 		if a.journal.Load().x509.current == nil {
 			return nil, fmt.Errorf("make the first CA: %w", err)
 		}
-		a.log.Error("cannot rotate the CA at start; trying again", "error", err)
+		a.log.Error("cannot rotate the CA at start; trying again", slog.Any("error", err))
 	}
 	return a, nil
 }
@@ -130,7 +130,7 @@ func (a *Authority) Run(ctx context.Context) error {
 			what, err = "prune the trust bundle", a.pruneBundle(time.Now())
 		}
 		if err != nil {
-			a.log.Error("embedded authority: background job failed; it runs again", "job", what, "error", err)
+			a.log.Error("embedded authority: background job failed; it runs again", slog.String("job", what), slog.Any("error", err))
 		}
 	}
 }

@@ -14,26 +14,26 @@ import (
 	"github.com/spiffe-node/spiffe-node/pkg/entry"
 )
 
-func someJWTKey(t testing.TB, id string) embedded.JWTKey {
-	t.Helper()
-	der, err := x509.MarshalPKIXPublicKey(newKey(t).Public())
+func someJWTKey(tb testing.TB, id string) embedded.JWTKey {
+	tb.Helper()
+	der, err := x509.MarshalPKIXPublicKey(newKey(tb).Public())
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return embedded.JWTKey{ID: id, PublicKey: der, ExpiresAt: time.Unix(4e9, 0).UTC()}
 }
 
-func someRoot(t testing.TB) *x509.Certificate {
-	t.Helper()
-	a := inMemory(t, embedded.NewMemoryStore(), embedded.Config{})
+func someRoot(tb testing.TB) *x509.Certificate {
+	tb.Helper()
+	a := inMemory(tb, embedded.NewMemoryStore(), embedded.Config{})
 	return a.OwnBundle().X509[0].Certificate
 }
 
-func getBundles(t testing.TB, a *embedded.Authority) *authority.BundleSet {
-	t.Helper()
-	set, err := a.Bundles(t.Context(), 0)
+func getBundles(tb testing.TB, a *embedded.Authority) *authority.BundleSet {
+	tb.Helper()
+	set, err := a.Bundles(tb.Context(), 0)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return set
 }
@@ -153,6 +153,7 @@ func TestFederatedBundles(t *testing.T) {
 func TestDeleteFederatedBundle(t *testing.T) {
 	for mode, check := range map[embedded.DeleteMode]func(t *testing.T, a *embedded.Authority, err error){
 		embedded.Restrict: func(t *testing.T, a *embedded.Authority, err error) {
+			t.Helper()
 			var inUse *embedded.InUseError
 			if !errors.As(err, &inUse) || !errors.Is(err, embedded.ErrPrecondition) || err.Error() != "cannot delete bundle; federated with 1 registration entries" {
 				t.Errorf("error %v", err)
@@ -162,11 +163,13 @@ func TestDeleteFederatedBundle(t *testing.T) {
 			}
 		},
 		embedded.DeleteEntries: func(t *testing.T, a *embedded.Authority, err error) {
+			t.Helper()
 			if _, there := a.Set().Get("f"); err != nil || there || a.Set().Len() != 1 || a.BundleCount() != 1 {
 				t.Errorf("error %v, %d entries", err, a.Set().Len())
 			}
 		},
 		embedded.Dissociate: func(t *testing.T, a *embedded.Authority, err error) {
+			t.Helper()
 			e, _ := a.Set().Get("f")
 			if err != nil || e == nil || len(e.FederatesWith) != 0 || e.Revision != 1 || a.BundleCount() != 1 {
 				t.Errorf("error %v, entry %+v", err, e)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/google/uuid"
@@ -107,8 +108,8 @@ func (b *batch) add(e *entry.Entry) {
 // admit says whether a new entry may be stored, in the order of SPIRE Server's
 // checks.
 func (a *Authority) admit(b *batch, e *entry.Entry) error {
-	if err := a.checkEntry(e); err != nil {
-		return err
+	if err := e.Validate(a.cfg.TrustDomain); err != nil {
+		return &kindError{kind: ErrInvalid, cause: err}
 	}
 	if same, ok := b.set.Similar(e); ok {
 		return &SimilarError{same}
@@ -120,13 +121,6 @@ func (a *Authority) admit(b *batch, e *entry.Entry) error {
 		return exists("datastore-sql: UNIQUE constraint failed: registered_entries.entry_id")
 	}
 	return a.checkReferences(e)
-}
-
-func (a *Authority) checkEntry(e *entry.Entry) error {
-	if err := e.Validate(a.cfg.TrustDomain); err != nil {
-		return &kindError{kind: ErrInvalid, cause: err}
-	}
-	return nil
 }
 
 // checkReferences checks what an entry's store would: that the bundles exist
@@ -205,8 +199,8 @@ func (a *Authority) edited(old *entry.Entry, edit func(*entry.Entry) error) (*en
 		return nil, err
 	}
 	e.ID, e.Revision, e.CreatedAt = old.ID, old.Revision+1, old.CreatedAt
-	if err := a.checkEntry(e); err != nil {
-		return nil, err
+	if err := e.ValidateUpdate(a.cfg.TrustDomain); err != nil {
+		return nil, &kindError{kind: ErrInvalid, cause: err}
 	}
 	if err := a.checkReferences(e); err != nil {
 		return nil, err
@@ -273,7 +267,7 @@ func (a *Authority) pruneEntries(now time.Time) error {
 	if err := a.storeEntries(nil, removed); err != nil {
 		return err
 	}
-	a.log.Info("expired entries deleted", "count", len(removed))
+	a.log.Info("expired entries deleted", slog.Int("count", len(removed)))
 	return nil
 }
 

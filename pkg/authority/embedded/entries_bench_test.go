@@ -10,6 +10,7 @@ import (
 )
 
 func quiet(b *testing.B) embedded.Config {
+	b.Helper()
 	cfg := testConfig(b)
 	cfg.Logger = nil
 	return cfg

@@ -100,7 +100,7 @@ func TestCreateRefused(t *testing.T) {
 			t.Errorf("%s: %v is not %v", name, err, tt.kind)
 		}
 		for _, kind := range []error{embedded.ErrExists, embedded.ErrInvalid, embedded.ErrNotFound} {
-			if kind != tt.kind && errors.Is(err, kind) {
+			if !errors.Is(kind, tt.kind) && errors.Is(err, kind) {
 				t.Errorf("%s: %v is %v", name, err, kind)
 			}
 		}

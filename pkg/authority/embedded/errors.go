@@ -48,7 +48,7 @@ type SimilarError struct{ Stored *entry.Entry }
 func (e *SimilarError) Error() string { return "similar entry already exists" }
 
 // Is makes it an ErrExists.
-func (e *SimilarError) Is(target error) bool { return target == ErrExists } //nolint:errorlint // identity is meant
+func (e *SimilarError) Is(target error) bool { return target == ErrExists }
 
 // NoBundleError refuses an entry that federates with a trust domain without a
 // stored bundle.
@@ -69,7 +69,7 @@ func (e *InUseError) Error() string {
 }
 
 // Is makes it an ErrPrecondition.
-func (e *InUseError) Is(target error) bool { return target == ErrPrecondition } //nolint:errorlint // identity is meant
+func (e *InUseError) Is(target error) bool { return target == ErrPrecondition }
 
 // kindError is a text that clients compare, of one of the kinds above.
 type kindError struct {
@@ -91,7 +91,7 @@ func (e *kindError) Error() string {
 }
 
 // Is makes it its kind.
-func (e *kindError) Is(target error) bool { return target == e.kind } //nolint:errorlint // identity is meant
+func (e *kindError) Is(target error) bool { return target == e.kind }
 
 // Unwrap is the cause.
 func (e *kindError) Unwrap() error { return e.cause }

@@ -83,6 +83,10 @@ func LoadContent(cfg Config, bucket, key string, content []byte) error {
 	return LoadValue(cfg, bucket, key, seal(bucket, key, content))
 }
 
+// ForgetWrite makes the authority believe that its last write did not reach the
+// disk, as after a failed fsync of a commit that happened nevertheless.
+func (a *Authority) ForgetWrite() { a.store.(*boltStore).generation-- }
+
 // Buckets are the names of the buckets with framed values.
 func Buckets() []string { return dataBuckets }
 

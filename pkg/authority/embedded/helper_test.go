@@ -40,77 +40,77 @@ func newEntry(path string, selectors ...string) *entry.Entry {
 }
 
 // testConfig is for a state in a new directory.
-func testConfig(t testing.TB) embedded.Config {
-	t.Helper()
+func testConfig(tb testing.TB) embedded.Config {
+	tb.Helper()
 	return embedded.Config{
 		TrustDomain: td,
-		StatePath:   filepath.Join(t.TempDir(), "state", "authority.db"),
+		StatePath:   filepath.Join(tb.TempDir(), "state", "authority.db"),
 		LockTimeout: 1,
-		Logger:      slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Logger:      slog.New(slog.NewTextHandler(tb.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 }
 
 // start opens an authority that is closed with the test.
-func start(t testing.TB, cfg embedded.Config) *embedded.Authority {
-	t.Helper()
+func start(tb testing.TB, cfg embedded.Config) *embedded.Authority {
+	tb.Helper()
 	a, err := embedded.Open(cfg)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := a.Close(); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	return a
 }
 
-func mustCreate(t testing.TB, a *embedded.Authority, e *entry.Entry) *entry.Entry {
-	t.Helper()
+func mustCreate(tb testing.TB, a *embedded.Authority, e *entry.Entry) *entry.Entry {
+	tb.Helper()
 	stored, err := a.CreateEntry(context.Background(), e)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return stored
 }
 
-func newKey(t testing.TB) *ecdsa.PrivateKey {
-	t.Helper()
+func newKey(tb testing.TB) *ecdsa.PrivateKey {
+	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return key
 }
 
-func newCSR(t testing.TB, key crypto.Signer, template x509.CertificateRequest) []byte {
-	t.Helper()
+func newCSR(tb testing.TB, key crypto.Signer, template x509.CertificateRequest) []byte {
+	tb.Helper()
 	der, err := x509.CreateCertificateRequest(rand.Reader, &template, key)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return der
 }
 
 // sign asks for an SVID as the node does.
-func sign(t testing.TB, a *embedded.Authority, e *entry.Entry) *x509.Certificate {
-	t.Helper()
+func sign(tb testing.TB, a *embedded.Authority, e *entry.Entry) *x509.Certificate {
+	tb.Helper()
 	issued, err := a.SignX509(context.Background(), authority.X509Request{
-		EntryID: e.ID, SPIFFEID: e.SPIFFEID, CSR: newCSR(t, newKey(t), x509.CertificateRequest{}), DNSNames: e.DNSNames,
+		EntryID: e.ID, SPIFFEID: e.SPIFFEID, CSR: newCSR(tb, newKey(tb), x509.CertificateRequest{}), DNSNames: e.DNSNames,
 	})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	cert, err := x509.ParseCertificate(issued.Chain[0])
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return cert
 }
 
-func writePEM(t testing.TB, path string, der []byte) {
-	t.Helper()
+func writePEM(tb testing.TB, path string, der []byte) {
+	tb.Helper()
 	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 
 	"github.com/spiffe-node/spiffe-node/pkg/authority"
 	"github.com/spiffe-node/spiffe-node/pkg/entry"
@@ -63,7 +64,7 @@ func (l *loading) resume() *journal {
 			if *p == nil || (*p).state == Old || l.book.own != nil && l.book.own.find(k, (*p).id) != nil {
 				continue
 			}
-			l.a.log.Warn("signing key is not in the trust bundle; it is not used any more", "kind", string(k), "authority_id", (*p).id)
+			l.a.log.Warn("signing key is not in the trust bundle; it is not used any more", slog.String("kind", string(k)), slog.String("authority_id", (*p).id))
 			*p = nil
 		}
 		if s.current != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -158,7 +159,7 @@ func (a *Authority) taint(ctx context.Context, k kind, id string) (_ LocalAuthor
 	if err != nil {
 		return LocalAuthority{}, fmt.Errorf("failed to taint %s authority: %w", k.name(), err)
 	}
-	a.log.Warn("authority tainted", "kind", string(k), "authority_id", id)
+	a.log.Warn("authority tainted", slog.String("kind", string(k)), slog.String("authority_id", id))
 	return *s.next.local(), nil
 }
 
@@ -216,12 +217,12 @@ func (a *Authority) revoke(ctx context.Context, k kind, id string) (err error) {
 	if err != nil {
 		return fmt.Errorf("failed to revoke %s authority: %w", k.name(), err)
 	}
-	a.log.Warn("authority revoked", "kind", string(k), "authority_id", id)
+	a.log.Warn("authority revoked", slog.String("kind", string(k)), slog.String("authority_id", id))
 	return nil
 }
 
 func checkRevocable(k kind, s slots, b *Bundle, id string) error {
-	cause := ""
+	var cause string
 	switch {
 	case id == "":
 		cause = "no authority ID provided"

@@ -99,6 +99,37 @@ func checkWildcards(names []string) error {
 	return nil
 }
 
+// NewDownstreamX509CA signs the CA certificate of a downstream server of this
+// trust domain: for administrators and downstream entries only. ttl 0 = that of
+// an own CA; it ends with the signing CA at the latest. Of the CSR only the key
+// counts. roots are all authorities of the trust domain. Errors about the CSR
+// are ErrInvalid; the texts are SPIRE Server's.
+func (a *Authority) NewDownstreamX509CA(ctx context.Context, csrDER []byte, ttl time.Duration) (_ *authority.X509Issued, roots []*x509.Certificate, err error) {
+	defer func() { countSign(&a.count.x509, err) }()
+	if err := a.ready(ctx); err != nil {
+		return nil, nil, err
+	}
+	spki, _, err := issue.PublicKeyFromCSR(csrDER)
+	if err != nil {
+		return nil, nil, invalid("malformed CSR", err)
+	}
+	if ttl <= 0 {
+		ttl = a.cfg.CATTL
+	}
+	issued, err := a.signWithin(ttl, func(ca *issue.Issuer, notBefore, notAfter time.Time) (*issue.Draft, error) {
+		return ca.PrepareIntermediate(issue.Intermediate{
+			TrustDomain: a.cfg.TrustDomain, PublicKey: spki, NotBefore: notBefore, NotAfter: notAfter,
+		})
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("failed to sign downstream X.509 CA: %w", err)
+	}
+	for _, r := range a.OwnBundle().X509 {
+		roots = append(roots, r.Certificate)
+	}
+	return issued, roots, nil
+}
+
 // MintJWT signs a JWT-SVID for any workload ID of the trust domain, without an
 // entry: for administrators only. ttl 0 = the default; it ends with the key at
 // the latest. Errors about the request are ErrInvalid; the texts are SPIRE

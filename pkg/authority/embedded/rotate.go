@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -29,8 +30,8 @@ func (a *Authority) rotate(now time.Time) error {
 			continue
 		}
 		if s.current != nil && !s.current.usable(now) {
-			a.log.Warn("signing key is out of its time; the clock may have jumped", "kind", string(k), "authority_id", s.current.id,
-				"not_before", s.current.notBefore, "not_after", s.current.notAfter, "now", now)
+			a.log.Warn("signing key is out of its time; the clock may have jumped", slog.String("kind", string(k)), slog.String("authority_id", s.current.id),
+				slog.Time("not_before", s.current.notBefore), slog.Time("not_after", s.current.notAfter), slog.Time("now", now))
 		}
 		if err := a.take(k, due, now); err != nil {
 			errs = append(errs, fmt.Errorf("%s %s authority: %w", due, k.name(), err))
@@ -68,14 +69,15 @@ func (a *Authority) take(k kind, st step, now time.Time) (err error) {
 		if st != stepActivate || a.journal.Load().of(k).current.usable(now) {
 			return err
 		}
-		a.log.Error("activation could not be stored; going on with the prepared authority", "kind", string(k), "error", err)
+		a.log.Error("activation could not be stored; going on with the prepared authority", slog.String("kind", string(k)), slog.Any("error", err))
 	}
 	// The bundle first: nobody may see an SVID whose root is not published.
 	if fresh != nil {
 		a.publishBundle(fresh)
 	}
 	a.publishSlots(k, s)
-	a.log.Info("authority rotated", "kind", string(k), "step", string(st), "active", s.current.idOrNone(), "next", s.next.idOrNone())
+	a.log.Info("authority rotated", slog.String("kind", string(k)), slog.String("step", string(st)),
+		slog.String("active", s.current.idOrNone()), slog.String("next", s.next.idOrNone()))
 	return nil
 }
 
@@ -161,7 +163,7 @@ func (a *Authority) pruneBundle(now time.Time) error {
 	if err := a.storeOwn(b); err != nil {
 		return err
 	}
-	a.log.Info("expired authorities pruned from the trust bundle", "count", pruned, "sequence", b.Sequence)
+	a.log.Info("expired authorities pruned from the trust bundle", slog.Int("count", pruned), slog.Uint64("sequence", b.Sequence))
 	return nil
 }
 

@@ -18,12 +18,12 @@ import (
 )
 
 // inMemory is an authority that can live in a synctest bubble.
-func inMemory(t testing.TB, s *embedded.MemoryStore, cfg embedded.Config) *embedded.Authority {
-	t.Helper()
+func inMemory(tb testing.TB, s *embedded.MemoryStore, cfg embedded.Config) *embedded.Authority {
+	tb.Helper()
 	cfg.TrustDomain = td
 	a, err := embedded.OpenWith(cfg, s)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return a
 }
@@ -105,7 +105,7 @@ func TestRotation(t *testing.T) {
 			}
 			last = now
 			cert := sign(t, a, e)
-			if life := cert.NotAfter.Sub(time.Now()); life > time.Hour || life < time.Hour-time.Second {
+			if life := time.Until(cert.NotAfter); life > time.Hour || life < time.Hour-time.Second {
 				t.Errorf("SVID lives %s", life)
 			}
 			token, err := a.SignJWT(t.Context(), authority.JWTRequest{EntryID: e.ID, SPIFFEID: e.SPIFFEID, Audience: []string{"a"}})
@@ -194,6 +194,7 @@ func TestClockJumps(t *testing.T) {
 	s := embedded.NewMemoryStore()
 	var roots []*x509.Certificate
 	jump := func(t *testing.T, at time.Duration) {
+		t.Helper()
 		synctest.Test(t, func(t *testing.T) {
 			// Each bubble starts at the same moment in 2000.
 			time.Sleep(at)

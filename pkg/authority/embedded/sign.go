@@ -94,29 +94,42 @@ func (a *Authority) active(k kind, now time.Time) (*slot, error) {
 }
 
 func (a *Authority) signLeaf(leaf issue.Leaf, ttl time.Duration) (*authority.X509Issued, error) {
+	if ttl <= 0 {
+		ttl = a.cfg.DefaultX509SVIDTTL
+	}
+	issued, err := a.signWithin(ttl, func(ca *issue.Issuer, notBefore, notAfter time.Time) (*issue.Draft, error) {
+		leaf.NotBefore, leaf.NotAfter = notBefore, notAfter
+		return ca.PrepareLeaf(leaf)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("certificate for %s: %w", leaf.ID, err)
+	}
+	return issued, nil
+}
+
+// signWithin signs what prepare drafts, for a validity that lies within the
+// CA's.
+func (a *Authority) signWithin(ttl time.Duration, prepare func(ca *issue.Issuer, notBefore, notAfter time.Time) (*issue.Draft, error)) (*authority.X509Issued, error) {
 	now := time.Now()
 	ca, err := a.active(kindX509, now)
 	if err != nil {
 		return nil, err
 	}
-	if ttl <= 0 {
-		ttl = a.cfg.DefaultX509SVIDTTL
-	}
-	leaf.NotBefore, leaf.NotAfter = now.Add(-backdate), now.Add(ttl)
+	notBefore, notAfter := now.Add(-backdate), now.Add(ttl)
 	// Back-dating must not reach behind the CA.
-	if leaf.NotBefore.Before(ca.notBefore) {
-		leaf.NotBefore = ca.notBefore
+	if notBefore.Before(ca.notBefore) {
+		notBefore = ca.notBefore
 	}
-	if leaf.NotAfter.After(ca.notAfter) {
-		leaf.NotAfter = ca.notAfter
+	if notAfter.After(ca.notAfter) {
+		notAfter = ca.notAfter
 	}
-	draft, err := ca.x509.PrepareLeaf(leaf)
+	draft, err := prepare(ca.x509, notBefore, notAfter)
 	if err != nil {
 		return nil, err
 	}
 	der, err := ca.x509.Sign(draft)
 	if err != nil {
-		return nil, fmt.Errorf("certificate for %s: %w", leaf.ID, err)
+		return nil, err
 	}
 	return &authority.X509Issued{Chain: [][]byte{der}, NotBefore: draft.NotBefore, NotAfter: draft.NotAfter}, nil
 }

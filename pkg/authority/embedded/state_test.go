@@ -345,6 +345,27 @@ func TestLocked(t *testing.T) {
 	})
 }
 
+// TestDoubtfulWrite: after a write that failed but may be on the disk, nothing
+// more is written over it; a restart reads it back.
+func TestDoubtfulWrite(t *testing.T) {
+	cfg := testConfig(t)
+	a := start(t, cfg)
+	e := mustCreate(t, a, newEntry("/w"))
+	a.ForgetWrite()
+	for range 2 {
+		if _, err := a.CreateEntry(t.Context(), newEntry("/x")); !errors.Is(err, embedded.ErrReadOnly) || !strings.Contains(err.Error(), "restart") {
+			t.Errorf("error %v, want ErrReadOnly", err)
+		}
+	}
+	sign(t, a, e)
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	a = start(t, cfg)
+	mustCreate(t, a, newEntry("/x"))
+	sign(t, a, e)
+}
+
 func TestNoSpace(t *testing.T) {
 	cfg := testConfig(t)
 	mount := smallTmpfs(t)

@@ -24,33 +24,34 @@ var (
 	now = time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
 )
 
-func newRoot(t testing.TB, k issue.KeyType) *issue.Issuer {
-	t.Helper()
+func newRoot(tb testing.TB, k issue.KeyType) *issue.Issuer {
+	tb.Helper()
 	ca, err := issue.NewRoot(k, issue.Root{
 		TrustDomain: td, Subject: pkix.Name{Country: []string{"US"}, Organization: []string{"SPIFFE"}},
 		NotBefore: now, NotAfter: now.Add(24 * time.Hour),
 	})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return ca
 }
 
-func newSPKI(t testing.TB) []byte {
-	t.Helper()
+func newSPKI(tb testing.TB) []byte {
+	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	der, err := x509.MarshalPKIXPublicKey(key.Public())
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return der
 }
 
-func leaf(t testing.TB) issue.Leaf {
-	return issue.Leaf{ID: spiffeid.RequireFromPath(td, "/w"), PublicKey: newSPKI(t), NotBefore: now, NotAfter: now.Add(time.Hour)}
+func leaf(tb testing.TB) issue.Leaf {
+	tb.Helper()
+	return issue.Leaf{ID: spiffeid.RequireFromPath(td, "/w"), PublicKey: newSPKI(tb), NotBefore: now, NotAfter: now.Add(time.Hour)}
 }
 
 // TestRootProfile compares a CA certificate with SPIRE Server's.
