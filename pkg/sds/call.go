@@ -50,6 +50,7 @@ type call struct {
 	machine  machine
 	wake     func(error) // ends the handler's wait for the client; called once
 	parked   bool
+	lateAt   time.Time // when it was parked
 	closed   bool
 	end      error // why we ended the stream
 	sentAt   time.Time
@@ -284,7 +285,11 @@ func (c *call) step(event func(*svid.Update) action) error {
 
 func (c *call) park(parked bool) {
 	c.mu.Lock()
-	c.parked = parked
+	if c.parked = parked; parked {
+		c.lateAt = time.Now()
+	} else {
+		c.lateAt = time.Time{}
+	}
 	c.mu.Unlock()
 }
 
@@ -386,7 +391,7 @@ func (c *call) status(out *StreamStatus) {
 	defer c.mu.Unlock()
 	c.machine.state(out)
 	out.ID, out.Peer, out.Kind, out.OpenedAt = c.id, c.peer, c.kind, c.opened
-	out.SentAt = c.sentAt
+	out.SentAt, out.LateSince = c.sentAt, c.lateAt
 	out.AckedAt, out.AckedNonce = c.ackedAt, c.acked
 	out.NackedAt, out.NackedNonce, out.NackText = c.nackedAt, c.nacked, c.nackText
 }

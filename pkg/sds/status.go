@@ -1,8 +1,6 @@
 package sds
 
-import (
-	"time"
-)
+import "time"
 
 // StreamStatus is what an operator may see of one open stream. It holds no key
 // material.
@@ -17,8 +15,10 @@ type StreamStatus struct {
 	// name.
 	All   bool
 	Names []string
-	// Late are names the client waits for.
-	Late []string
+	// Late are names the client waits for, some since LateSince; zero if it
+	// waits for nothing.
+	Late      []string
+	LateSince time.Time
 	// Unknown are names that are no secret of ours.
 	Unknown []string
 	// Version (SotW only) and Nonce are those of the last response.
