@@ -107,6 +107,22 @@ func beChild(what, arg string) error {
 			return err
 		}
 		return syscall.Exec(sleep, []string{"sleep", "60"}, nil)
+	case "serve": // listens, and says why it refuses whom
+		l, err := peersock.Listen(arg, peersock.Config{Logger: slog.New(slog.NewTextHandler(os.Stdout, nil))})
+		if err != nil {
+			return err
+		}
+		host, err := peersock.HostPIDNamespace("")
+		if err != nil {
+			return err
+		}
+		fmt.Println("in the host's PID namespace:", host)
+		for {
+			if _, err := l.Accept(); err != nil {
+				return err
+			}
+			fmt.Println("accepted")
+		}
 	case "sleep":
 		ready()
 		rest()

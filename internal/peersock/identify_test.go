@@ -1,11 +1,14 @@
 package peersock_test
 
 import (
+	"bufio"
 	"errors"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -214,4 +217,43 @@ func TestHostPIDNamespace(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A listener in a PID namespace of its own, and a caller outside: the kernel
+// says 0.
+func TestRealNamespace(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	path := socketPath(t)
+	cmd := self("serve " + path)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Skip("no PID namespace:", err)
+	}
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	lines := bufio.NewScanner(out)
+	want := func(part string) {
+		t.Helper()
+		for lines.Scan() {
+			if strings.Contains(lines.Text(), part) {
+				return
+			}
+			if strings.Contains(lines.Text(), "accepted") {
+				t.Error("a caller nobody knows was accepted")
+			}
+		}
+		t.Fatalf("never said %q: %v", part, lines.Err())
+	}
+	want("in the host's PID namespace: false")
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	wantClosed(t, c)
+	want("reason=other_pid_namespace")
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -298,4 +299,67 @@ func TestCloseUnserved(t *testing.T) {
 	if _, err := s.Accept(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Accept after Close: %v", err)
 	}
+}
+
+// Connections come and go at once, while binds and settles run.
+func TestConcurrently(t *testing.T) {
+	t.Parallel()
+	var n atomic.Int64
+	s := serve(t, peersock.Config{MaxConnsPerKey: 20, BindParallel: 4, Bind: func(context.Context, attest.Caller) (attest.Subject, error) {
+		switch i := n.Add(1); i % 4 {
+		case 0:
+			return nil, errors.New("not now")
+		case 1:
+			return nil, attest.ErrDenied
+		case 2:
+			return settling{newSubject("slow"), func(context.Context) error { runtime.Gosched(); return nil }}, nil
+		default:
+			return newSubject("fast"), nil
+		}
+	}})
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for i := range 100 {
+				c, err := net.Dial("unix", s.path)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if i%3 == 0 {
+					runtime.Gosched()
+				}
+				c.Close()
+			}
+		})
+		wg.Go(func() {
+			for range 50 {
+				for _, p := range s.Connections() {
+					_, _ = p.Subject()
+					_ = p.Alive()
+					_, _ = p.Groups()
+				}
+			}
+		})
+	}
+	stop := make(chan struct{})
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		for {
+			select {
+			case c := <-s.conns:
+				c.Close()
+			case <-stop:
+				return
+			}
+		}
+	}()
+	wg.Wait()
+	eventually(t, "all connections are gone", func() bool {
+		conns, users, keys := s.Counts()
+		return conns == 0 && users == 0 && keys == 0
+	})
+	close(stop)
+	<-closed
 }
