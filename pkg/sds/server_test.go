@@ -88,7 +88,10 @@ func everyServer(t *testing.T, f func(t *testing.T, opts []grpc.ServerOption)) {
 		hide := func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, h grpc.StreamHandler) error {
 			return h(srv, hidden{ss, grpc.NewContextWithServerTransportStream(ss.Context(), nil)})
 		}
-		f(t, []grpc.ServerOption{grpc.StreamInterceptor(hide)})
+		pass := func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+			return h(ctx, req)
+		}
+		f(t, []grpc.ServerOption{grpc.StreamInterceptor(hide), grpc.UnaryInterceptor(pass)})
 	})
 }
 

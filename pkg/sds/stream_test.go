@@ -470,3 +470,28 @@ func TestTwoEntriesOneID(t *testing.T) {
 		t.Errorf("ended with %v although a twin has the name", got.End)
 	}
 }
+
+// A bundle without an X.509 authority is nothing Envoy could use: late on its
+// own, left out of all bundles.
+func TestBundlesWithoutAuthorities(t *testing.T) {
+	w := newWorld(t)
+	u := w.has(w.web)
+	u.Federated = map[spiffeid.TrustDomain]*spiffebundle.Bundle{w.other.td: spiffebundle.New(w.other.td)}
+	got := sds.NewSotW(sds.DefaultNames(), false).Request(ask("ALL", "spiffe://another.test"), u)
+	if names := secretNames(t, got.SotW); names != "ALL" || ids(got.Late...) != "spiffe://another.test" {
+		t.Errorf("sent %q, late %q", names, got.Late)
+	}
+	var s tlsv3.Secret
+	if err := got.SotW.GetResources()[0].UnmarshalTo(&s); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(validatorSecret(t, "ALL", w.own).String(), s.String()); diff != "" {
+		t.Errorf("all bundles (-want +got):\n%s", diff)
+	}
+	u = &svid.Update{Synced: true, Own: spiffebundle.New(w.own.td)}
+	for _, names := range [][]string{{"ROOTCA", "ALL", "spiffe://example.org"}, nil} {
+		if got := sds.NewSotW(sds.DefaultNames(), false).Request(ask(names...), u); got.SotW != nil {
+			t.Errorf("%q: sent %q of an empty bundle", names, secretNames(t, got.SotW))
+		}
+	}
+}
