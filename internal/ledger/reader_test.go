@@ -223,7 +223,12 @@ func BenchmarkSeen(b *testing.B) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
-	defer func() { cancel(); <-done }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			b.Error(err)
+		}
+	}()
 	news := make(chan struct{}, 1)
 	defer r.Watch(uid, func() { news <- struct{}{} })()
 	rec := record("csi-a")

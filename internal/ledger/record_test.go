@@ -24,11 +24,11 @@ func record(volumeID string) ledger.Record {
 	}
 }
 
-func encode(t testing.TB, r ledger.Record) []byte {
-	t.Helper()
+func encode(tb testing.TB, r ledger.Record) []byte {
+	tb.Helper()
 	b, err := ledger.Encode(r)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return b
 }

@@ -17,26 +17,26 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/mount/mounttest"
 )
 
-func open(t testing.TB, dir string) *ledger.Store {
-	t.Helper()
+func open(tb testing.TB, dir string) *ledger.Store {
+	tb.Helper()
 	s, err := ledger.Open(dir, nil)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return s
 }
 
-func put(t testing.TB, s *ledger.Store, r ledger.Record) {
-	t.Helper()
+func put(tb testing.TB, s *ledger.Store, r ledger.Record) {
+	tb.Helper()
 	if err := s.Put(r); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
-func write(t testing.TB, path, text string) {
-	t.Helper()
+func write(tb testing.TB, path, text string) {
+	tb.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 

@@ -16,50 +16,50 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/mount/mounttest"
 )
 
-func mkdir(t testing.TB, parts ...string) string {
-	t.Helper()
+func mkdir(tb testing.TB, parts ...string) string {
+	tb.Helper()
 	dir := filepath.Join(parts...)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return dir
 }
 
-func symlink(t testing.TB, to, at string) {
-	t.Helper()
+func symlink(tb testing.TB, to, at string) {
+	tb.Helper()
 	if err := os.Symlink(to, at); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
-func openTarget(t testing.TB, root, rel string) *mount.Target {
-	t.Helper()
+func openTarget(tb testing.TB, root, rel string) *mount.Target {
+	tb.Helper()
 	target, err := mount.OpenTarget(root, rel)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(target.Close)
+	tb.Cleanup(target.Close)
 	return target
 }
 
-func openSource(t testing.TB, dir string) *mount.Source {
-	t.Helper()
+func openSource(tb testing.TB, dir string) *mount.Source {
+	tb.Helper()
 	src, err := mount.OpenSource(dir)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(src.Close)
+	tb.Cleanup(src.Close)
 	return src
 }
 
-func wantKind(t testing.TB, target *mount.Target, want mount.Kind) mount.State {
-	t.Helper()
+func wantKind(tb testing.TB, target *mount.Target, want mount.Kind) mount.State {
+	tb.Helper()
 	st, err := target.Look()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if st.Kind != want {
-		t.Fatalf("%s is %s, want %s", target.Path(), st.Kind, want)
+		tb.Fatalf("%s is %s, want %s", target.Path(), st.Kind, want)
 	}
 	return st
 }

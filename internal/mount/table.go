@@ -62,7 +62,7 @@ func (t Table) Of(src *Source) (Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	real, err := filepath.EvalSymlinks(src.path)
+	resolved, err := filepath.EvalSymlinks(src.path)
 	if err != nil {
 		return nil, fmt.Errorf("resolve %s: %w", src.path, err)
 	}
@@ -73,7 +73,7 @@ func (t Table) Of(src *Source) (Table, error) {
 		if e.id != id {
 			continue
 		}
-		rel, err := filepath.Rel(e.MountPoint, real)
+		rel, err := filepath.Rel(e.MountPoint, resolved)
 		if err != nil || rel == ".." || strings.HasPrefix(rel, "../") {
 			return nil, fmt.Errorf("the mount table shows %s below %s: it changed meanwhile", src.path, e.MountPoint)
 		}
@@ -84,7 +84,7 @@ func (t Table) Of(src *Source) (Table, error) {
 	}
 	var out Table
 	for _, e := range t {
-		if e.Dev == dev && e.Root == root && e.MountPoint != real {
+		if e.Dev == dev && e.Root == root && e.MountPoint != resolved {
 			out = append(out, e)
 		}
 	}

@@ -14,20 +14,20 @@ import (
 )
 
 // crowd mounts count file systems that are none of ours.
-func crowd(t testing.TB, count int) {
-	t.Helper()
-	dir := mounttest.Tmpfs(t, "")
+func crowd(tb testing.TB, count int) {
+	tb.Helper()
+	dir := mounttest.Tmpfs(tb, "")
 	from := filepath.Join(dir, "from")
 	if err := os.Mkdir(from, 0o755); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for i := range count {
 		at := filepath.Join(dir, fmt.Sprintf("at-%05d", i))
 		if err := os.Mkdir(at, 0o755); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		if err := unix.Mount(from, at, "", unix.MS_BIND, ""); err != nil {
-			t.Fatalf("mount %d: %v", i, err)
+			tb.Fatalf("mount %d: %v", i, err)
 		}
 	}
 }

@@ -44,7 +44,7 @@ func (d *Driver) Ready() error {
 func (d *Driver) Live() error {
 	src, err := mountSource(d.cfg.SourceDir)
 	if err != nil {
-		return nil //nolint:nilerr // absent is a matter of readiness: it may come
+		return nil // absent is a matter of readiness: it may come
 	}
 	defer src.Close()
 	if src.Deleted() {

@@ -43,13 +43,13 @@ type node struct {
 	changes []func(*csi.Config)
 }
 
-func newNode(t testing.TB, changes ...func(*csi.Config)) *node {
-	t.Helper()
-	dir := mounttest.Tmpfs(t, "")
-	n := &node{t: t, root: filepath.Join(dir, "kubelet"), source: filepath.Join(dir, "agent"), ledger: filepath.Join(dir, "ledger"), changes: changes}
+func newNode(tb testing.TB, changes ...func(*csi.Config)) *node {
+	tb.Helper()
+	dir := mounttest.Tmpfs(tb, "")
+	n := &node{t: tb, root: filepath.Join(dir, "kubelet"), source: filepath.Join(dir, "agent"), ledger: filepath.Join(dir, "ledger"), changes: changes}
 	for _, d := range []string{filepath.Join(n.root, "pods"), n.source} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	n.startAgent()
@@ -89,36 +89,37 @@ func (n *node) start(changes ...func(*csi.Config)) {
 }
 
 // serve puts the driver behind a real socket.
-func serve(t testing.TB, d *csi.Driver) *grpc.ClientConn {
-	t.Helper()
-	path := filepath.Join(shortDir(t), "csi.sock")
+func serve(tb testing.TB, d *csi.Driver) *grpc.ClientConn {
+	tb.Helper()
+	path := filepath.Join(shortDir(tb), "csi.sock")
 	l, live, err := csi.ListenSocket(path)
 	if err != nil || live {
-		t.Fatalf("listen: %v (live %v)", err, live)
+		tb.Fatalf("listen: %v (live %v)", err, live)
 	}
-	s := csi.NewServer(testLog(t), csi.NewMetrics(nil))
+	s := csi.NewServer(testLog(tb), csi.NewMetrics(nil))
 	d.Register(s)
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()
 	conn, err := grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		_ = conn.Close()
 		s.Stop()
 		if err := <-done; err != nil {
-			t.Errorf("serve: %v", err)
+			tb.Errorf("serve: %v", err)
 		}
 	})
 	return conn
 }
 
-func testLog(t testing.TB) *slog.Logger {
-	if _, bench := t.(*testing.B); bench {
+func testLog(tb testing.TB) *slog.Logger {
+	tb.Helper()
+	if _, bench := tb.(*testing.B); bench {
 		return slog.New(slog.DiscardHandler)
 	}
-	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	return slog.New(slog.NewTextHandler(tb.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
 // target makes the directories the kubelet makes and returns the path.
@@ -171,24 +172,24 @@ func (n *node) unpublish(r *csipb.NodeUnpublishVolumeRequest) {
 }
 
 // wantCode checks a refusal and that it says the words an operator needs.
-func wantCode(t testing.TB, err error, code codes.Code, words ...string) {
-	t.Helper()
+func wantCode(tb testing.TB, err error, code codes.Code, words ...string) {
+	tb.Helper()
 	if got := status.Code(err); got != code {
-		t.Fatalf("code %s, want %s (%v)", got, code, err)
+		tb.Fatalf("code %s, want %s (%v)", got, code, err)
 	}
 	for _, w := range words {
 		if !strings.Contains(err.Error(), w) {
-			t.Errorf("error %q does not say %q", err, w)
+			tb.Errorf("error %q does not say %q", err, w)
 		}
 	}
 }
 
 // mountsAt counts the mounts on the target.
-func mountsAt(t testing.TB, target string) int {
-	t.Helper()
+func mountsAt(tb testing.TB, target string) int {
+	tb.Helper()
 	table, err := mount.ReadTable()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return len(table.At(target))
 }

@@ -120,14 +120,17 @@ func TestConcurrentProcesses(t *testing.T) {
 func TestSymlinksAreRefused(t *testing.T) {
 	for name, plant := range map[string]func(t *testing.T, n *node, target, elsewhere string){
 		"target": func(t *testing.T, _ *node, target, elsewhere string) {
+			t.Helper()
 			symlink(t, elsewhere, target)
 		},
 		"volume directory": func(t *testing.T, _ *node, target, elsewhere string) {
+			t.Helper()
 			dir := filepath.Dir(target)
 			remove(t, dir)
 			symlink(t, elsewhere, dir)
 		},
 		"pod directory": func(t *testing.T, n *node, target, elsewhere string) {
+			t.Helper()
 			dir := filepath.Join(n.root, "pods", testUID)
 			if err := os.RemoveAll(dir); err != nil {
 				t.Fatal(err)

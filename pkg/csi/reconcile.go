@@ -270,7 +270,7 @@ func (d *Driver) kubeletKnows(vt volumeTarget) (bool, error) {
 	}
 	if err := json.NewDecoder(io.LimitReader(f, maxVolumeData)).Decode(&note); err != nil {
 		// Whatever it says, there is one: leave the volume to the kubelet.
-		return true, nil //nolint:nilerr // the safe side
+		return true, nil
 	}
 	return note.Driver != "", nil
 }

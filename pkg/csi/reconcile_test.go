@@ -40,11 +40,17 @@ func TestReconcile(t *testing.T) {
 			want:  []string{csi.ResultRepaired}, mounts: 1, recorded: true,
 		},
 		"replaced source, no agent": {
-			leave: func(t *testing.T, n *node, r request) { n.publish(r); n.replaceSource(); removeAll(t, n.source) },
-			want:  []string{csi.ResultFailed}, failed: true, mounts: 1, recorded: true,
+			leave: func(t *testing.T, n *node, r request) {
+				t.Helper()
+				n.publish(r)
+				n.replaceSource()
+				removeAll(t, n.source)
+			},
+			want: []string{csi.ResultFailed}, failed: true, mounts: 1, recorded: true,
 		},
 		"unmounted by hand": {
 			leave: func(t *testing.T, n *node, r request) {
+				t.Helper()
 				n.publish(r)
 				if err := unix.Unmount(r.GetTargetPath(), 0); err != nil {
 					t.Fatal(err)
@@ -54,6 +60,7 @@ func TestReconcile(t *testing.T) {
 		},
 		"stacked": {
 			leave: func(t *testing.T, n *node, r request) {
+				t.Helper()
 				n.publish(r)
 				bind(t, n.source, r.GetTargetPath())
 				bind(t, n.source, r.GetTargetPath())
@@ -62,6 +69,7 @@ func TestReconcile(t *testing.T) {
 		},
 		"record of nothing": {
 			leave: func(t *testing.T, n *node, r request) {
+				t.Helper()
 				n.publish(r)
 				if err := unix.Unmount(r.GetTargetPath(), 0); err != nil {
 					t.Fatal(err)
@@ -72,6 +80,7 @@ func TestReconcile(t *testing.T) {
 		},
 		"leak": {
 			leave: func(t *testing.T, n *node, r request) {
+				t.Helper()
 				mkdir(t, r.GetTargetPath())
 				bind(t, n.source, r.GetTargetPath())
 				bind(t, n.source, r.GetTargetPath())
@@ -80,6 +89,7 @@ func TestReconcile(t *testing.T) {
 		},
 		"dead leak": {
 			leave: func(t *testing.T, n *node, r request) {
+				t.Helper()
 				mkdir(t, r.GetTargetPath())
 				bind(t, n.source, r.GetTargetPath())
 				n.replaceSource()
@@ -88,6 +98,7 @@ func TestReconcile(t *testing.T) {
 		},
 		"another driver's volume in use": {
 			leave: func(t *testing.T, n *node, r request) {
+				t.Helper()
 				mkdir(t, r.GetTargetPath())
 				bind(t, n.source, r.GetTargetPath())
 				kubeletNote(t, r.GetTargetPath())
@@ -96,6 +107,7 @@ func TestReconcile(t *testing.T) {
 		},
 		"foreign mount": {
 			leave: func(t *testing.T, _ *node, r request) {
+				t.Helper()
 				mkdir(t, r.GetTargetPath())
 				bind(t, t.TempDir(), r.GetTargetPath())
 			},
@@ -103,6 +115,7 @@ func TestReconcile(t *testing.T) {
 		},
 		"source mounted where no volume is": {
 			leave: func(t *testing.T, n *node, r request) {
+				t.Helper()
 				at := filepath.Join(n.root, "pods", "somewhere")
 				mkdir(t, at)
 				bind(t, n.source, at)
@@ -110,6 +123,7 @@ func TestReconcile(t *testing.T) {
 		},
 		"record of another root": {
 			leave: func(t *testing.T, n *node, r request) {
+				t.Helper()
 				if err := n.store.Put(ledger.Record{
 					VolumeID: r.GetVolumeId(), VolumeName: testVolume, PodNamespace: "default", PodName: "web-0", PodUID: testUID, ServiceAccount: "web",
 					TargetPath: "/elsewhere/nothing", Source: n.source, Published: testTime,

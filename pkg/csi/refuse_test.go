@@ -142,15 +142,22 @@ func TestAgentNotThere(t *testing.T) {
 		check  map[csi.AgentCheck]codes.Code
 	}{
 		"no directory": {
-			func(t *testing.T, n *node) { removeAll(t, n.source) },
+			func(t *testing.T, n *node) {
+				t.Helper()
+				removeAll(t, n.source)
+			},
 			map[csi.AgentCheck]codes.Code{csi.CheckConnect: codes.Unavailable, csi.CheckExists: codes.Unavailable, csi.CheckOff: codes.Unavailable},
 		},
 		"no socket": {
-			func(t *testing.T, n *node) { removeAll(t, filepath.Join(n.source, "socket")) },
+			func(t *testing.T, n *node) {
+				t.Helper()
+				removeAll(t, filepath.Join(n.source, "socket"))
+			},
 			map[csi.AgentCheck]codes.Code{csi.CheckConnect: codes.Unavailable, csi.CheckExists: codes.Unavailable, csi.CheckOff: codes.OK},
 		},
 		"nobody listens": {
 			func(t *testing.T, n *node) {
+				t.Helper()
 				n.agent.(*net.UnixListener).SetUnlinkOnClose(false)
 				_ = n.agent.Close()
 			},
@@ -158,6 +165,7 @@ func TestAgentNotThere(t *testing.T) {
 		},
 		"no socket but a file": {
 			func(t *testing.T, n *node) {
+				t.Helper()
 				removeAll(t, filepath.Join(n.source, "socket"))
 				if err := os.WriteFile(filepath.Join(n.source, "socket"), nil, 0o600); err != nil {
 					t.Fatal(err)
@@ -167,6 +175,7 @@ func TestAgentNotThere(t *testing.T) {
 		},
 		"another name": {
 			func(t *testing.T, n *node) {
+				t.Helper()
 				if err := os.Rename(filepath.Join(n.source, "socket"), filepath.Join(n.source, "api.sock")); err != nil {
 					t.Fatal(err)
 				}

@@ -177,7 +177,8 @@ func (r *Registrar) Run(ctx context.Context) error {
 // served by a live process: this one, unless another was there first.
 func (r *Registrar) ensure(w *fsnotify.Watcher, serving *registrationServer) (*registrationServer, error) {
 	if err := w.Add(r.cfg.Dir); err != nil {
-		return r.drop(serving), fmt.Errorf("watch the plugin registry %s: %w; is the kubelet's plugins_registry mounted there?", r.cfg.Dir, err)
+		r.drop(serving)
+		return nil, fmt.Errorf("watch the plugin registry %s: %w; is the kubelet's plugins_registry mounted there?", r.cfg.Dir, err)
 	}
 	if serving.alive() {
 		return serving, nil
@@ -187,10 +188,12 @@ func (r *Registrar) ensure(w *fsnotify.Watcher, serving *registrationServer) (*r
 		// start a fight. At the start of a process it is the other way round.
 		live, err := answersAt(r.path)
 		if err != nil {
-			return r.drop(serving), err
+			r.drop(serving)
+			return nil, err
 		}
 		if live {
-			return r.drop(serving), fmt.Errorf("another instance has taken over %s", r.path)
+			r.drop(serving)
+			return nil, fmt.Errorf("another instance has taken over %s", r.path)
 		}
 	}
 	r.drop(serving)
@@ -207,12 +210,11 @@ func (r *Registrar) ensure(w *fsnotify.Watcher, serving *registrationServer) (*r
 }
 
 // drop stops serving.
-func (r *Registrar) drop(s *registrationServer) *registrationServer {
+func (r *Registrar) drop(s *registrationServer) {
 	if s != nil {
 		s.stop()
 		r.setStatus(errNotYet)
 	}
-	return nil
 }
 
 // registrationServer serves one registration socket. A nil one serves nothing.

@@ -19,13 +19,13 @@ import (
 )
 
 // shortDir is a temporary directory whose path leaves room for a socket's.
-func shortDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "h")
+func shortDir(tb testing.TB) string {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "h") //nolint:usetesting // tb.TempDir is too long for a socket
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
 }
 
@@ -90,6 +90,7 @@ func tryRegister(t *testing.T, path string, verdict *registration.RegistrationSt
 // leadsTo says whether the driver the kubelet would register now has this
 // endpoint.
 func leadsTo(t *testing.T, path, endpoint string) func() bool {
+	t.Helper()
 	return func() bool {
 		info, err := tryRegister(t, path, accepted)
 		return err == nil && info.GetEndpoint() == endpoint
@@ -181,17 +182,23 @@ func TestRegistration(t *testing.T) {
 // Whatever happens to the registry, the kubelet finds a socket there again.
 func TestRegistrationComesBack(t *testing.T) {
 	for name, harm := range map[string]func(t *testing.T, dir, path string){
-		"socket removed": func(t *testing.T, _, path string) { remove(t, path) },
+		"socket removed": func(t *testing.T, _, path string) {
+			t.Helper()
+			remove(t, path)
+		},
 		"directory made anew": func(t *testing.T, dir, _ string) {
+			t.Helper()
 			moveAway(t, dir)
 			mkdir(t, dir)
 		},
 		"directory away for a while": func(t *testing.T, dir, _ string) {
+			t.Helper()
 			moveAway(t, dir)
 			<-time.After(50 * time.Millisecond)
 			mkdir(t, dir)
 		},
 		"dead socket in its place": func(t *testing.T, _, path string) {
+			t.Helper()
 			tmp := path + ".x"
 			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
 			if err != nil {

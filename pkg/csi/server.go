@@ -105,7 +105,7 @@ type Socket struct {
 
 type fileID struct{ dev, ino uint64 }
 
-// ErrNotSocket: the name of a socket is taken by something that is none.
+// ErrNotSocket says that the name of a socket is taken by something else.
 var ErrNotSocket = errors.New("is not a socket")
 
 // ListenSocket listens on path, whose directory must exist. live says that a

@@ -204,7 +204,12 @@ func TestFailuresAreLoggedOnceWithoutTheContext(t *testing.T) {
 	n.driver.Register(s)
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()
-	defer func() { s.Stop(); <-done }()
+	defer func() {
+		s.Stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
 	conn, err := grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
@@ -249,7 +254,12 @@ func TestGarbageOnTheSocketEndsNothing(t *testing.T) {
 	n.driver.Register(s)
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()
-	defer func() { s.Stop(); <-done }()
+	defer func() {
+		s.Stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
 	for _, junk := range []string{"", "GET / HTTP/1.1\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff", strings.Repeat("\x00", 1<<16)} {
 		c, err := net.Dial("unix", path)
 		if err != nil {

@@ -170,7 +170,7 @@ func usageOf(dir *mount.Source) ([]*csipb.VolumeUsage, error) {
 	if err != nil {
 		return nil, err
 	}
-	bs := int64(fs.Bsize)
+	bs := fs.Bsize
 	return []*csipb.VolumeUsage{{
 		Unit:      csipb.VolumeUsage_BYTES,
 		Total:     int64(fs.Blocks) * bs,

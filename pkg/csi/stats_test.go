@@ -49,9 +49,10 @@ func TestVolumeConditionTellsTheTruth(t *testing.T) {
 	}{
 		"healthy":       {func(*testing.T, *node, string) {}, ""},
 		"agent away":    {func(_ *testing.T, n *node, _ string) { _ = n.agent.Close() }, "AgentNotServing"},
-		"agent is dead": {func(t *testing.T, n *node, _ string) { deadSocket(t, n) }, "AgentNotServing"},
+		"agent is dead": {func(_ *testing.T, n *node, _ string) { n.deadSocket() }, "AgentNotServing"},
 		"replaced":      {func(_ *testing.T, n *node, _ string) { n.replaceSource() }, "SourceDeleted"},
 		"moved": {func(t *testing.T, n *node, _ string) {
+			t.Helper()
 			if err := os.Rename(n.source, n.source+".old"); err != nil {
 				t.Fatal(err)
 			}
@@ -59,11 +60,13 @@ func TestVolumeConditionTellsTheTruth(t *testing.T) {
 			n.startAgent()
 		}, "SourceReplaced"},
 		"source gone": {func(t *testing.T, n *node, _ string) {
+			t.Helper()
 			if err := os.Rename(n.source, n.source+".old"); err != nil {
 				t.Fatal(err)
 			}
 		}, "SourceMissing"},
 		"unmounted": {func(t *testing.T, _ *node, target string) {
+			t.Helper()
 			if err := unix.Unmount(target, 0); err != nil {
 				t.Fatal(err)
 			}
@@ -97,15 +100,16 @@ func TestVolumeConditionTellsTheTruth(t *testing.T) {
 	}
 }
 
-func deadSocket(t *testing.T, n *node) {
-	t.Helper()
+// deadSocket leaves the socket and nobody behind it.
+func (n *node) deadSocket() {
+	n.t.Helper()
 	path := filepath.Join(n.source, "socket")
 	if err := os.Rename(path, path+".kept"); err != nil {
-		t.Fatal(err)
+		n.t.Fatal(err)
 	}
 	_ = n.agent.Close()
 	if err := os.Rename(path+".kept", path); err != nil {
-		t.Fatal(err)
+		n.t.Fatal(err)
 	}
 }
 

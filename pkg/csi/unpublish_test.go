@@ -35,13 +35,20 @@ func TestUnpublishRefusals(t *testing.T) {
 // What nobody published is answered OK and stays, whatever it is.
 func TestUnpublishTouchesNoStranger(t *testing.T) {
 	for name, plant := range map[string]func(t *testing.T, target string){
-		"empty directory": func(t *testing.T, target string) { mkdir(t, target) },
+		"empty directory": func(t *testing.T, target string) {
+			t.Helper()
+			mkdir(t, target)
+		},
 		"file": func(t *testing.T, target string) {
+			t.Helper()
 			if err := os.WriteFile(target, []byte("mine"), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		},
-		"full directory": func(t *testing.T, target string) { mkdir(t, filepath.Join(target, "mine")) },
+		"full directory": func(t *testing.T, target string) {
+			t.Helper()
+			mkdir(t, filepath.Join(target, "mine"))
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t)
@@ -84,13 +91,21 @@ func TestUnpublishLeavesForeignMounts(t *testing.T) {
 // table speaks for them, dead ones and stacks included.
 func TestUnpublishWithoutRecord(t *testing.T) {
 	for name, prepare := range map[string]func(t *testing.T, n *node, target string){
-		"live": func(t *testing.T, n *node, target string) { bind(t, n.source, target) },
+		"live": func(t *testing.T, n *node, target string) {
+			t.Helper()
+			bind(t, n.source, target)
+		},
 		"stacked": func(t *testing.T, n *node, target string) {
+			t.Helper()
 			bind(t, n.source, target)
 			bind(t, n.source, target)
 			bind(t, n.source, target)
 		},
-		"dead": func(t *testing.T, n *node, target string) { bind(t, n.source, target); n.replaceSource() },
+		"dead": func(t *testing.T, n *node, target string) {
+			t.Helper()
+			bind(t, n.source, target)
+			n.replaceSource()
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t)

@@ -29,7 +29,7 @@ func Enter() (code int, done bool) {
 		}
 		return 0, false
 	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...) //nolint:gosec // this very program with its own arguments
 	cmd.Args[0] = os.Args[0]
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), marker+"=1")
@@ -57,29 +57,29 @@ func Enter() (code int, done bool) {
 }
 
 // Require skips the test where nothing can be mounted.
-func Require(t testing.TB) {
-	t.Helper()
+func Require(tb testing.TB) {
+	tb.Helper()
 	if os.Getenv(marker) == "" {
-		t.Skip("needs root or user namespaces: the test makes real mounts in a mount namespace of its own")
+		tb.Skip("needs root or user namespaces: the test makes real mounts in a mount namespace of its own")
 	}
 }
 
 // Tmpfs mounts a tmpfs on a new directory for the time of the test. size is a
 // tmpfs size such as "64k"; empty for no limit of its own.
-func Tmpfs(t testing.TB, size string) string {
-	t.Helper()
-	Require(t)
-	dir := t.TempDir()
+func Tmpfs(tb testing.TB, size string) string {
+	tb.Helper()
+	Require(tb)
+	dir := tb.TempDir()
 	data := "mode=0755"
 	if size != "" {
 		data += ",size=" + size
 	}
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, data); err != nil {
-		t.Fatalf("mount a tmpfs: %v", err)
+		tb.Fatalf("mount a tmpfs: %v", err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			t.Errorf("unmount the tmpfs: %v", err)
+			tb.Errorf("unmount the tmpfs: %v", err)
 		}
 	})
 	return dir
