@@ -3,6 +3,7 @@ package adminapi
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -79,7 +80,8 @@ func (s *inspectService) Explain(ctx context.Context, req *inspectpb.ExplainRequ
 	found, err := s.source.Explain(ctx, target)
 	switch {
 	case errors.Is(err, ErrNotFound):
-		return nil, fail(codes.NotFound, err.Error(), nil)
+		// The source's text is for the user; the sentinel in it is not.
+		return nil, fail(codes.NotFound, strings.TrimSuffix(err.Error(), ": "+ErrNotFound.Error()), nil)
 	case err != nil:
 		return nil, fail(codes.Internal, "failed to explain", err)
 	}
