@@ -129,6 +129,26 @@ func probeLog(t *testing.T, pod *cluster.Pod, d time.Duration, ok func(probe.Log
 	return log
 }
 
+// nodeLog is probeLog without the API server.
+func nodeLog(t *testing.T, pod *cluster.Pod, d time.Duration, ok func(probe.Log) error) probe.Log {
+	t.Helper()
+	var log probe.Log
+	err := cluster.Poll(within(t, d), 100*time.Millisecond, func(context.Context) error {
+		text, err := node.NodeLogs(pod, "probe")
+		if err != nil {
+			return err
+		}
+		if log, err = probe.Parse(text); err != nil {
+			return cluster.Fatal(err)
+		}
+		return ok(log)
+	})
+	if err != nil {
+		t.Fatalf("pod %s: %v", pod.Metadata.Name, err)
+	}
+	return log
+}
+
 // has waits for the first secret of each name.
 func has(names ...string) func(probe.Log) error {
 	return func(log probe.Log) error {
@@ -226,4 +246,9 @@ func quantiles(d []time.Duration) string {
 	d = slices.Sorted(slices.Values(d))
 	at := func(q float64) float64 { return float64(d[int(q*float64(len(d)-1)+0.5)]) / float64(time.Millisecond) }
 	return fmt.Sprintf("n=%d min %.1f p50 %.1f p90 %.1f p99 %.1f max %.1f ms", len(d), at(0), at(0.5), at(0.9), at(0.99), at(1))
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(strings.TrimSpace(s), "\n")
+	return line
 }

@@ -41,11 +41,10 @@ func run(m *testing.M) (int, error) {
 	if err := cluster.BuildAll(ctx, cfg, "."); err != nil {
 		return 1, err
 	}
-	built, err := os.MkdirTemp("", "spiffe-node-e2e-images")
+	built, err := cluster.CacheDir(cfg, "images")
 	if err != nil {
 		return 1, err
 	}
-	defer os.RemoveAll(built)
 	if cfg.Images, err = buildImages(ctx, built); err != nil {
 		return 1, err
 	}

@@ -7,7 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -219,4 +224,32 @@ func (c *Cluster) WaitGone(ctx context.Context, namespace, name, uid string) err
 		}
 		return fmt.Errorf("pod %s/%s is still there, phase %s", namespace, name, pod.Status.Phase)
 	})
+}
+
+// NodeLogs is Logs read from the node's files, which needs neither API server
+// nor kubelet. It is what the container's newest run has written.
+func (c *Cluster) NodeLogs(pod *Pod, container string) (string, error) {
+	m := pod.Metadata
+	dir := c.NodePath(filepath.Join("/var/log/pods", m.Namespace+"_"+m.Name+"_"+m.UID, container))
+	for restart := 64; restart >= 0; restart-- {
+		raw, err := os.ReadFile(filepath.Join(dir, strconv.Itoa(restart)+".log"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return "", fmt.Errorf("reading the log of %s/%s: %w", m.Namespace, m.Name, err)
+		}
+		var text strings.Builder
+		for line := range strings.Lines(string(raw)) {
+			// Time, stream, F for full or P for partial, text.
+			if f := strings.SplitN(line, " ", 4); len(f) == 4 {
+				if f[2] == "P" {
+					f[3] = strings.TrimSuffix(f[3], "\n")
+				}
+				text.WriteString(f[3])
+			}
+		}
+		return text.String(), nil
+	}
+	return "", fmt.Errorf("container %s of %s/%s has no log on the node yet", container, m.Namespace, m.Name)
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // Version is the Kubernetes release that [Build] builds and Up runs; it is the
@@ -65,7 +66,23 @@ func (c Config) withDefaults() (Config, error) {
 		}
 		*p = abs
 	}
+	if strings.HasPrefix(c.Dir, "/var/lib/") || strings.HasPrefix(c.Dir, "/run/") {
+		return c, fmt.Errorf("the scratch directory %s lies where the node sees its own files; choose another, such as below /tmp", c.Dir)
+	}
 	return c, nil
+}
+
+// CacheDir makes and returns a directory in cfg's cache.
+func CacheDir(cfg Config, name string) (string, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(cfg.Cache, name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("making a directory in the cache: %w", err)
+	}
+	return dir, nil
 }
 
 func (c Config) path(elem ...string) string {

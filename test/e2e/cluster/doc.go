@@ -10,8 +10,9 @@
 // included) and drops every mount and interface; what remains are the scratch
 // directory and empty cgroups, which Down and the next Up remove. A cluster
 // that is not detached ends with the process that started it, even when that
-// process is killed. The host's /run, /var/lib/kubelet, /var/log/pods and
-// sysctls are not written to: the node sees its own.
+// process is killed. The host's /run, /var/lib, /var/log/pods and
+// sysctls are not written to: the node sees its own, /var/lib as a
+// copy-on-write view. A hostPath volume elsewhere is the host's.
 //
 // # Shape
 //

@@ -56,6 +56,9 @@ func (c Config) prepareNamespaces() error {
 			return fmt.Errorf("hiding sysctl %s: %w", name, err)
 		}
 	}
+	if err := c.overlay("/var/lib"); err != nil {
+		return err
+	}
 	for name, target := range map[string]string{
 		"kubelet":        "/var/lib/kubelet",
 		"cni-state":      "/var/lib/cni",
@@ -82,6 +85,21 @@ func (c Config) prepareNamespaces() error {
 		return fmt.Errorf("naming the node: %w", err)
 	}
 	return prepareNetwork()
+}
+
+// overlay lets the node see a directory of the host and keep what it writes
+// there, hostPath volumes for one, in the scratch directory.
+func (c Config) overlay(dir string) error {
+	upper, work := c.path("overlay", dir, "upper"), c.path("overlay", dir, "work")
+	for _, d := range []string{upper, work} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return fmt.Errorf("making the node's own %s: %w", dir, err)
+		}
+	}
+	if err := syscall.Mount("overlay", dir, "overlay", 0, "lowerdir="+dir+",upperdir="+upper+",workdir="+work); err != nil {
+		return fmt.Errorf("mounting the node's own %s: %w", dir, err)
+	}
+	return nil
 }
 
 // newBootID gives the node another boot ID, by which the kubelet knows a reboot.

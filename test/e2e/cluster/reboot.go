@@ -49,7 +49,7 @@ func (s *supervisor) reboot(ctx context.Context) error {
 	if err := s.cfg.newBootID(); err != nil {
 		return err
 	}
-	if err := s.startReady(ctx, "containerd", dialable("unix", containerdSocket)); err != nil {
+	if err := s.startReady(ctx, "containerd", criReady); err != nil {
 		return err
 	}
 	if s.cfg.KubeProxy {

@@ -15,6 +15,10 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 // startTimeout bounds each component's way to answering.
@@ -63,7 +67,7 @@ func (s *supervisor) run(ctx context.Context) error {
 		name  string
 		ready func(context.Context) error
 	}{
-		{"containerd", dialable("unix", containerdSocket)},
+		{"containerd", criReady},
 		{"etcd", dialable("tcp", "127.0.0.1:2379")},
 		{"kube-apiserver", s.apiReady},
 		{"kube-controller-manager", nil},
@@ -221,6 +225,17 @@ func (s *supervisor) nodeReady(ctx context.Context) error {
 		return fmt.Errorf("the node is tainted: %v", node.Spec.Taints)
 	}
 	return node.condition("Ready")
+}
+
+// criReady asks the runtime for its version as the kubelet does first; the
+// socket is there before the plugin that answers. Neither message matters.
+func criReady(ctx context.Context) error {
+	conn, err := grpc.NewClient("unix://"+containerdSocket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return conn.Invoke(ctx, "/runtime.v1.RuntimeService/Version", new(emptypb.Empty), new(emptypb.Empty))
 }
 
 func dialable(network, address string) func(context.Context) error {

@@ -40,6 +40,7 @@ func main() {
 	start := time.Now()
 	socket := flag.String("socket", "/run/secrets/workload-spiffe-uds/socket", "path of the SDS socket")
 	names := flag.String("names", "default,ROOTCA", "secrets to ask for, one stream each")
+	once := flag.Bool("once", false, "end with success when every secret has come")
 	count := flag.Int("repeat", 1, "connections to hold, each with all names")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -57,7 +58,7 @@ func main() {
 		}
 		defer conn.Close()
 		for name := range strings.SplitSeq(*names, ",") {
-			s := &subscription{client: secretv3.NewSecretDiscoveryServiceClient(conn), conn: i, name: name, out: out}
+			s := &subscription{client: secretv3.NewSecretDiscoveryServiceClient(conn), conn: i, name: name, once: *once, out: out}
 			group.Go(func() { s.hold(ctx) })
 		}
 	}
@@ -69,6 +70,7 @@ type subscription struct {
 	client   secretv3.SecretDiscoveryServiceClient
 	conn     int
 	name     string
+	once     bool // one secret is enough
 	out      *reporter
 	attempts int
 	version  string
@@ -79,7 +81,7 @@ func (s *subscription) hold(ctx context.Context) {
 	for {
 		s.attempts++
 		got, err := s.stream(ctx)
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || got && s.once {
 			return
 		}
 		st := status.Convert(err)
@@ -131,6 +133,9 @@ func (s *subscription) stream(ctx context.Context) (got bool, err error) {
 			ev := describe(&secret)
 			ev.Kind, ev.Name, ev.Conn, ev.Attempt = probe.Secret, s.name, s.conn, s.attempts
 			s.out.report(ev)
+			if s.once {
+				return true, nil
+			}
 		}
 		s.version = res.GetVersionInfo()
 		ack := &discoveryv3.DiscoveryRequest{ResourceNames: req.ResourceNames, TypeUrl: typeURL, VersionInfo: s.version, ResponseNonce: res.GetNonce()}
