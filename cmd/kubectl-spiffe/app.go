@@ -67,7 +67,6 @@ func (a *app) rootCommand() *cobra.Command {
 		Long:          "Register and inspect the SPIFFE identities of a node.\n\nFlags may be written with one dash or two: -spiffeID is --spiffeID.",
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl spiffe"},
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {

@@ -60,7 +60,7 @@ func (a *app) statusCommand() *cobra.Command {
 // printStatus is the agent at a glance.
 func printStatus(w io.Writer, st *inspectpb.StatusResponse, now time.Time) {
 	line := func(label, format string, args ...any) {
-		fmt.Fprintf(w, "%-16s %s\n", label, fmt.Sprintf(format, args...))
+		fmt.Fprintf(w, "%-16s %s\n", label, clean(fmt.Sprintf(format, args...)))
 	}
 	line("Agent", "%s", cmp.Or(st.GetAgentId(), "(not attested yet)"))
 	line("Version", "%s, up %s", cmp.Or(st.GetVersion(), "unknown"), since(st.GetStartedAt(), now))
@@ -236,16 +236,16 @@ func printExplanation(w io.Writer, x *inspectpb.Explanation, now time.Time) erro
 			who += ", container " + shorten(c.GetContainerId())
 		}
 	}
-	fmt.Fprintln(w, who)
+	fmt.Fprintln(w, clean(who))
 	if len(c.GetWitnesses()) > 0 {
 		fmt.Fprintln(w, "Known from:", strings.Join(c.GetWitnesses(), ", "))
 	}
 	fmt.Fprintf(w, "\nVerdict: %s\n", x.GetVerdict())
 	if c.GetDenied() != "" {
-		fmt.Fprintln(w, "Refused because:", c.GetDenied())
+		fmt.Fprintln(w, "Refused because:", clean(c.GetDenied()))
 	}
 	if x.GetNextStep() != "" {
-		fmt.Fprintln(w, "Next step:", x.GetNextStep())
+		fmt.Fprintln(w, "Next step:", clean(x.GetNextStep()))
 	}
 	printList(w, "Selectors", c.GetSelectors())
 	if err := printMatches(w, x.GetMatches(), now); err != nil {
@@ -270,7 +270,7 @@ func printList(w io.Writer, title string, items []string) {
 	}
 	fmt.Fprintf(w, "\n%s:\n", title)
 	for _, item := range items {
-		fmt.Fprintln(w, "  "+item)
+		fmt.Fprintln(w, "  "+clean(item))
 	}
 }
 
@@ -302,7 +302,7 @@ func printNearest(w io.Writer, nearest []*inspectpb.Explanation_Near) {
 	for _, n := range nearest {
 		fmt.Fprintf(w, "  %s (entry %s)\n", n.GetSpiffeId(), n.GetEntryId())
 		for _, m := range n.GetMissing() {
-			fmt.Fprintln(w, "    lacks "+m)
+			fmt.Fprintln(w, "    lacks "+clean(m))
 		}
 	}
 }
@@ -317,15 +317,16 @@ func printPhases(w io.Writer, phases []*inspectpb.Explanation_Phase) error {
 	t.columns("AT", "AFTER", "PHASE", "DETAIL")
 	var before time.Time
 	for _, p := range phases {
-		after := ""
-		at := ""
+		at, after := "", ""
 		if p.GetAt() != nil {
-			now := p.GetAt().AsTime()
-			at = now.Local().Format("15:04:05.000")
-			if !before.IsZero() {
-				after = "+" + fine(now.Sub(before))
+			this := p.GetAt().AsTime()
+			if at = this.Local().Format("15:04:05.000"); before.IsZero() || this.Sub(before) > 12*time.Hour {
+				at = this.Local().Format("2006-01-02 15:04:05.000")
 			}
-			before = now
+			if !before.IsZero() {
+				after = "+" + fine(this.Sub(before))
+			}
+			before = this
 		}
 		t.row(at, after, p.GetName(), p.GetDetail())
 	}
