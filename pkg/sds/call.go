@@ -33,7 +33,6 @@ type call struct {
 	ctx    context.Context //nolint:containedctx // the stream's own
 	stream grpc.ServerStream
 	kind   string
-	delta  bool
 	id     uint64
 	peer   uint64
 	opened time.Time
@@ -80,7 +79,7 @@ func (s *Server) serve(ss grpc.ServerStream, kind string, m machine, next func(*
 	ctx := ss.Context()
 	defer s.contain(ctx, &err)
 	c := &call{
-		server: s, ctx: ctx, stream: ss, kind: kind, delta: kind == "delta",
+		server: s, ctx: ctx, stream: ss, kind: kind,
 		id: s.ids.Add(1), opened: time.Now(), machine: m,
 	}
 	if s.config.PeerID != nil {
@@ -259,7 +258,7 @@ func (c *call) step(event func(*svid.Update) action) error {
 		return a.end
 	}
 	if a.send != nil {
-		if err := c.stream.SendMsg(&message{data: a.send, delta: c.delta}); err != nil {
+		if err := c.stream.SendMsg(&message{a.send}); err != nil {
 			if c.ctx.Err() != nil {
 				err = c.ctx.Err() // the client has gone
 			}

@@ -1,39 +1,13 @@
 package sds
 
 import (
-	"fmt"
-
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc/encoding"
 	protocodec "google.golang.org/grpc/encoding/proto" // registers the codec that ours passes messages on to
 	"google.golang.org/grpc/mem"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// message is an encoded response. With Codec it goes to the wire as it is;
-// any other codec sees an ordinary protobuf message, decoded when asked for.
-type message struct {
-	data  mem.BufferSlice
-	delta bool
-}
-
-// ProtoReflect makes message work without Codec.
-func (m *message) ProtoReflect() protoreflect.Message {
-	full := m.full()
-	return full.ProtoReflect()
-}
-
-func (m *message) full() proto.Message {
-	var full proto.Message = new(discoveryv3.DiscoveryResponse)
-	if m.delta {
-		full = new(discoveryv3.DeltaDiscoveryResponse)
-	}
-	if err := proto.Unmarshal(m.data.Materialize(), full); err != nil {
-		panic(fmt.Sprintf("sds: own response does not decode: %v", err)) // recovered at the call's edge
-	}
-	return full
-}
+// message is an encoded response.
+type message struct{ data mem.BufferSlice }
 
 // lean is a request that reads itself from protobuf bytes and keeps only what
 // counts.
@@ -45,7 +19,7 @@ type codec struct{ encoding.CodecV2 }
 // package: responses are sent as the shared bytes they are, and of requests
 // only the fields that count are read (an Envoy's first request carries a node
 // description of tens of kilobytes). All other messages are left to the
-// standard codec. The services here work without it, but slower. Use it with
+// standard codec. A server that Register is used on must have it, by
 // grpc.ForceServerCodecV2.
 func Codec() encoding.CodecV2 { return codec{encoding.GetCodecV2(protocodec.Name)} }
 

@@ -3,8 +3,10 @@ package sds
 import (
 	"fmt"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/spiffe-node/spiffe-node/pkg/svid"
 )
@@ -28,9 +30,17 @@ func outcome(c *core, a action, delta bool) (out Outcome) {
 		Unknown: a.unknown, Late: c.late, Narrow: a.narrow, End: a.end,
 	}
 	if a.send != nil {
-		full := (&message{data: a.send, delta: delta}).full()
-		out.SotW, _ = full.(*discoveryv3.DiscoveryResponse)
-		out.Delta, _ = full.(*discoveryv3.DeltaDiscoveryResponse)
+		var full proto.Message
+		if delta {
+			out.Delta = new(discoveryv3.DeltaDiscoveryResponse)
+			full = out.Delta
+		} else {
+			out.SotW = new(discoveryv3.DiscoveryResponse)
+			full = out.SotW
+		}
+		if err := proto.Unmarshal(a.send.Materialize(), full); err != nil {
+			panic(err)
+		}
 	}
 	return out
 }
@@ -121,10 +131,9 @@ func (d Delta) Update(u *svid.Update) Outcome {
 func ReadRequest(b []byte) (hand, full string, handErr, fullErr error) {
 	q := new(request)
 	handErr = q.unmarshal(b)
-	p := &request{full: new(discoveryv3.DiscoveryRequest)}
-	if fullErr = proto.Unmarshal(b, p.full); fullErr == nil {
-		p.settle()
-	}
+	decoded := new(discoveryv3.DiscoveryRequest)
+	fullErr = proto.Unmarshal(b, decoded)
+	p := requestOf(decoded)
 	show := func(q *request) string {
 		return fmt.Sprintf("%q %v %+v %q %q %v", q.version, showNode(q.node), q.names, q.typeURL, q.nonce, showNack(q.nack))
 	}
@@ -135,10 +144,9 @@ func ReadRequest(b []byte) (hand, full string, handErr, fullErr error) {
 func ReadDelta(b []byte) (hand, full string, handErr, fullErr error) {
 	q := new(deltaRequest)
 	handErr = q.unmarshal(b)
-	p := &deltaRequest{full: new(discoveryv3.DeltaDiscoveryRequest)}
-	if fullErr = proto.Unmarshal(b, p.full); fullErr == nil {
-		p.settle()
-	}
+	decoded := new(discoveryv3.DeltaDiscoveryRequest)
+	fullErr = proto.Unmarshal(b, decoded)
+	p := deltaRequestOf(decoded)
 	show := func(q *deltaRequest) string {
 		return fmt.Sprintf("%v %q %+v %+v %v %q %v", showNode(q.node), q.typeURL, q.subscribe, q.unsubscribe, q.initial, q.nonce, showNack(q.nack))
 	}
@@ -153,6 +161,56 @@ func ReadNode(b []byte) (plain bool, ok bool) {
 		return false, false
 	}
 	return n.plain(false), true
+}
+
+// requestOf is what unmarshal makes of the message's bytes.
+func requestOf(full *discoveryv3.DiscoveryRequest) *request {
+	q := &request{
+		version: full.GetVersionInfo(), node: nodeOf(full.GetNode()), typeURL: full.GetTypeUrl(),
+		nonce: full.GetResponseNonce(),
+	}
+	for _, name := range full.GetResourceNames() {
+		q.names.add(name)
+	}
+	if d := full.GetErrorDetail(); d != nil {
+		q.nack = &nack{code: d.GetCode(), message: clip(d.GetMessage(), maxNackText)}
+	}
+	return q
+}
+
+func deltaRequestOf(full *discoveryv3.DeltaDiscoveryRequest) *deltaRequest {
+	q := &deltaRequest{node: nodeOf(full.GetNode()), typeURL: full.GetTypeUrl(), nonce: full.GetResponseNonce()}
+	for _, name := range full.GetResourceNamesSubscribe() {
+		q.subscribe.add(name)
+	}
+	for _, name := range full.GetResourceNamesUnsubscribe() {
+		q.unsubscribe.add(name)
+	}
+	for name, version := range full.GetInitialResourceVersions() {
+		q.addInitial(name, version)
+	}
+	if d := full.GetErrorDetail(); d != nil {
+		q.nack = &nack{code: d.GetCode(), message: clip(d.GetMessage(), maxNackText)}
+	}
+	return q
+}
+
+// nodeOf is parseNode for a decoded message; nil stays nil.
+func nodeOf(full *corev3.Node) *node {
+	if full == nil {
+		return nil
+	}
+	var out node
+	switch v := full.GetMetadata().GetFields()[metadataDisableValidator].GetKind().(type) {
+	case *structpb.Value_BoolValue:
+		out.disable = &v.BoolValue
+	case *structpb.Value_StringValue:
+		out.disable = parseBoolText(v.StringValue)
+	}
+	if v := full.GetUserAgentBuildVersion().GetVersion(); v != nil {
+		out.hasVersion, out.major, out.minor = true, v.GetMajorNumber(), v.GetMinorNumber()
+	}
+	return &out
 }
 
 func showNode(n *node) string {

@@ -19,7 +19,6 @@ func (s *Server) handleFetch(_ any, ctx context.Context, decode func(any) error,
 	if err := decode(q); err != nil {
 		return nil, err
 	}
-	q.settle()
 	if interceptor == nil {
 		return s.fetch(ctx, q)
 	}
@@ -48,7 +47,7 @@ func (s *Server) fetch(ctx context.Context, q *request) (m *message, err error) 
 	}
 	if a.send != nil {
 		outcome = reasonServed
-		return &message{data: a.send}, nil
+		return &message{a.send}, nil
 	}
 	switch {
 	case len(f.late) == 0:

@@ -3,9 +3,7 @@ package sds
 import (
 	"strconv"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/types/known/structpb"
 )
 
 // metadataDisableValidator is the node metadata key that chooses the form of
@@ -36,24 +34,6 @@ func parseBoolText(s string) *bool {
 		return &b
 	}
 	return nil
-}
-
-// nodeOf is parseNode for a decoded message; nil stays nil.
-func nodeOf(full *corev3.Node) *node {
-	if full == nil {
-		return nil
-	}
-	var out node
-	switch v := full.GetMetadata().GetFields()[metadataDisableValidator].GetKind().(type) {
-	case *structpb.Value_BoolValue:
-		out.disable = &v.BoolValue
-	case *structpb.Value_StringValue:
-		out.disable = parseBoolText(v.StringValue)
-	}
-	if v := full.GetUserAgentBuildVersion().GetVersion(); v != nil {
-		out.hasVersion, out.major, out.minor = true, v.GetMajorNumber(), v.GetMinorNumber()
-	}
-	return &out
 }
 
 // parseNode reads envoy.config.core.v3.Node; prev is what the same field held

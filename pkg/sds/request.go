@@ -6,9 +6,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // request is what counts of a DiscoveryRequest.
@@ -19,8 +17,6 @@ type request struct {
 	typeURL string
 	nonce   string
 	nack    *nack
-
-	full *discoveryv3.DiscoveryRequest // filled by a codec that is not ours
 }
 
 // deltaRequest is what counts of a DeltaDiscoveryRequest.
@@ -33,8 +29,6 @@ type deltaRequest struct {
 	initialSize int
 	nonce       string
 	nack        *nack
-
-	full *discoveryv3.DeltaDiscoveryRequest
 }
 
 // nack is a google.rpc.Status: why the client rejects a response.
@@ -98,56 +92,6 @@ func (q *deltaRequest) limits() error {
 		return errTooManyNames
 	}
 	return nil
-}
-
-// ProtoReflect lets a codec that is not ours decode the full message.
-func (q *request) ProtoReflect() protoreflect.Message {
-	if q.full == nil {
-		q.full = new(discoveryv3.DiscoveryRequest)
-	}
-	return q.full.ProtoReflect()
-}
-
-// ProtoReflect lets a codec that is not ours decode the full message.
-func (q *deltaRequest) ProtoReflect() protoreflect.Message {
-	if q.full == nil {
-		q.full = new(discoveryv3.DeltaDiscoveryRequest)
-	}
-	return q.full.ProtoReflect()
-}
-
-// settle takes over what a foreign codec decoded.
-func (q *request) settle() {
-	if full := q.full; full != nil {
-		*q = request{
-			version: full.GetVersionInfo(), node: nodeOf(full.GetNode()), typeURL: full.GetTypeUrl(),
-			nonce: full.GetResponseNonce(),
-		}
-		for _, name := range full.GetResourceNames() {
-			q.names.add(name)
-		}
-		if d := full.GetErrorDetail(); d != nil {
-			q.nack = &nack{code: d.GetCode(), message: clip(d.GetMessage(), maxNackText)}
-		}
-	}
-}
-
-func (q *deltaRequest) settle() {
-	if full := q.full; full != nil {
-		*q = deltaRequest{node: nodeOf(full.GetNode()), typeURL: full.GetTypeUrl(), nonce: full.GetResponseNonce()}
-		for _, name := range full.GetResourceNamesSubscribe() {
-			q.subscribe.add(name)
-		}
-		for _, name := range full.GetResourceNamesUnsubscribe() {
-			q.unsubscribe.add(name)
-		}
-		for name, version := range full.GetInitialResourceVersions() {
-			q.addInitial(name, version)
-		}
-		if d := full.GetErrorDetail(); d != nil {
-			q.nack = &nack{code: d.GetCode(), message: clip(d.GetMessage(), maxNackText)}
-		}
-	}
 }
 
 func (q *deltaRequest) addInitial(name, version string) {

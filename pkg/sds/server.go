@@ -54,8 +54,7 @@ func New(config Config) (*Server, error) {
 
 const serviceName = "envoy.service.secret.v3.SecretDiscoveryService"
 
-// Register adds the service to a gRPC server; a server built with Codec
-// serves it at a fraction of the cost.
+// Register adds the service to a gRPC server, which must use Codec.
 func (s *Server) Register(reg grpc.ServiceRegistrar) {
 	// Not the generated description: its handlers fix the message types, and
 	// these are decoded and encoded by hand.
@@ -78,7 +77,6 @@ func (s *Server) handleStream(_ any, ss grpc.ServerStream) error {
 		if err := ss.RecvMsg(q); err != nil {
 			return err
 		}
-		q.settle()
 		if err := checkRequest(q.typeURL, q.limits()); err != nil {
 			return err
 		}
@@ -95,7 +93,6 @@ func (s *Server) handleDelta(_ any, ss grpc.ServerStream) error {
 		if err := ss.RecvMsg(q); err != nil {
 			return err
 		}
-		q.settle()
 		if err := checkRequest(q.typeURL, q.limits()); err != nil {
 			return err
 		}

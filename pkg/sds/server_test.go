@@ -78,20 +78,19 @@ func (e *envoy) ends() *status.Status {
 	}
 }
 
-// everyServer runs a test with our options and on a server that knows nothing
-// of us.
+// everyServer runs a test on a server as the agent builds it, and on one whose
+// interceptors hide the transport.
 func everyServer(t *testing.T, f func(t *testing.T, opts []grpc.ServerOption)) {
 	t.Helper()
 	t.Run("tuned", func(t *testing.T) { f(t, tuned()) })
-	t.Run("plain", func(t *testing.T) {
-		// Hides the transport's stream as well.
+	t.Run("intercepted", func(t *testing.T) {
 		hide := func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, h grpc.StreamHandler) error {
 			return h(srv, hidden{ss, grpc.NewContextWithServerTransportStream(ss.Context(), nil)})
 		}
 		pass := func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
 			return h(ctx, req)
 		}
-		f(t, []grpc.ServerOption{grpc.StreamInterceptor(hide), grpc.UnaryInterceptor(pass)})
+		f(t, append(tuned(), grpc.StreamInterceptor(hide), grpc.UnaryInterceptor(pass)))
 	})
 }
 
@@ -405,6 +404,20 @@ func TestUnknownNamesAreLoggedOnce(t *testing.T) {
 	e.recv()
 	if n := strings.Count(logged.String(), "unknown secret names ignored"); n != 1 {
 		t.Errorf("logged %d times:\n%s", n, logged)
+	}
+}
+
+// A server without Codec says so on every call instead of hanging.
+func TestWithoutCodec(t *testing.T) {
+	w := newWorld(t)
+	_, conn := serve(t, newLayer(w.has(w.web)), nil, grpc.MaxConcurrentStreams(10))
+	e := openStream(t, conn)
+	e.send(ask("default"))
+	if st := e.ends(); st.Code() != codes.Internal {
+		t.Errorf("stream: %v", st)
+	}
+	if _, err := fetchOnce(t, conn, "default"); status.Code(err) != codes.Internal {
+		t.Errorf("fetch: %v", err)
 	}
 }
 
