@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"log/slog"
 	"time"
 
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
@@ -98,8 +99,8 @@ func (a *Authority) UpsertAgent(ctx context.Context, agent *Agent) (*Agent, erro
 	return a.storeAgent(book, &c)
 }
 
-// BanAgent takes the agent's serial away and keeps its record. Error:
-// ErrNotFound.
+// BanAgent takes the agent's serial and entries away and keeps its record.
+// Error: ErrNotFound.
 func (a *Authority) BanAgent(ctx context.Context, id spiffeid.ID) (*Agent, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -113,7 +114,13 @@ func (a *Authority) BanAgent(ctx context.Context, id spiffeid.ID) (*Agent, error
 	}
 	c := *old
 	c.Banned, c.Serial = true, ""
-	return a.storeAgent(book, &c)
+	banned, err := a.storeAgent(book, &c)
+	if err != nil {
+		return nil, err
+	}
+	a.nudge()
+	a.log.Warn("agent banned", slog.String("agent_id", id.String()))
+	return banned, nil
 }
 
 // storeAgent stores and publishes an agent. The caller holds mu.

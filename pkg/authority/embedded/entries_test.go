@@ -313,6 +313,46 @@ func TestNodeEntries(t *testing.T) {
 	}
 }
 
+// TestNodeEntriesBanned: a ban takes everything away at once and for good.
+func TestNodeEntriesBanned(t *testing.T) {
+	a := start(t, testConfig(t))
+	e := mustCreate(t, a, newEntry("/w"))
+	if _, err := a.UpsertAgent(t.Context(), &embedded.Agent{ID: node, Serial: "1"}); err != nil {
+		t.Fatal(err)
+	}
+	source, neighbour := a.NodeEntries(node, attest.Selectors{}), a.NodeEntries(id("/spire/agent/local/n2"), attest.Selectors{})
+	set, err := source.Entries(t.Context(), 0)
+	if err != nil || set.Len() != 1 {
+		t.Fatal(set.Len(), err)
+	}
+	before := set
+	woken := make(chan struct{})
+	go func() {
+		defer close(woken)
+		if set, err = source.Entries(t.Context(), set.Version()); err != nil {
+			t.Error(err)
+		}
+	}()
+	if _, err := a.BanAgent(t.Context(), node); err != nil {
+		t.Fatal(err)
+	}
+	<-woken
+	delta, ok := set.Changes(before.Version())
+	if set.Len() != 0 || !ok || len(delta.Removed) != 1 || delta.Removed[0].ID != e.ID {
+		t.Errorf("%d entries, delta %+v %v", set.Len(), delta, ok)
+	}
+	mustCreate(t, a, newEntry("/new"))
+	if set, err = source.Entries(t.Context(), 0); err != nil || set.Len() != 0 {
+		t.Errorf("%d entries for a banned agent, %v", set.Len(), err)
+	}
+	stranger := newEntry("/n2")
+	stranger.ParentID = id("/spire/agent/local/n2")
+	mustCreate(t, a, stranger)
+	if set, err = neighbour.Entries(t.Context(), 0); err != nil || set.Len() != 1 {
+		t.Errorf("%d entries for another agent, %v", set.Len(), err)
+	}
+}
+
 // TestConcurrentChanges: writers and waiting readers at once; every reader ends
 // with the same set.
 func TestConcurrentChanges(t *testing.T) {

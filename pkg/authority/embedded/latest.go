@@ -43,7 +43,7 @@ func (l *latest[T]) wait(ctx context.Context, done <-chan struct{}, accept func(
 		case <-v.replaced:
 		case <-ctx.Done():
 			var zero T
-			return zero, context.Cause(ctx)
+			return zero, ctx.Err()
 		case <-done:
 			var zero T
 			return zero, errClosed
