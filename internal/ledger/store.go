@@ -18,16 +18,37 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/durable"
 )
 
-// Store is the writing side. There is one per directory; a second process may
-// take over while the first still serves, in which case Refresh shows what the
-// other wrote. Safe for concurrent use.
+// Store is the writing side. What is on disk counts: a second process may write
+// while one takes over from the other. Safe for concurrent use; two calls for
+// one volume are the caller's to keep apart.
 type Store struct {
 	dir string
 	log *slog.Logger
 
-	mu      sync.RWMutex
-	records map[string]Record // by volume ID
-	bad     map[string]error  // by file name
+	mu      sync.Mutex
+	records map[string]kept  // by volume ID
+	bad     map[string]error // by file name
+}
+
+// kept is a record and the file it was read from or written to.
+type kept struct {
+	Record
+	stamp
+}
+
+// stamp tells one version of a file from the next: every Put makes a new
+// inode.
+type stamp struct {
+	ino   uint64
+	mtime unix.Timespec
+}
+
+func stampOf(path string) (stamp, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return stamp{}, err
+	}
+	return stamp{ino: st.Ino, mtime: st.Mtim}, nil
 }
 
 // Open makes the directory if it is missing (owner-only; a directory open to
@@ -40,7 +61,7 @@ func Open(dir string, logger *slog.Logger) (*Store, error) {
 	if err := durable.OwnerDir(dir); err != nil {
 		return nil, fmt.Errorf("open the publish ledger: %w", err)
 	}
-	s := &Store{dir: filepath.Clean(dir), log: logger, records: map[string]Record{}, bad: map[string]error{}}
+	s := &Store{dir: filepath.Clean(dir), log: logger, records: map[string]kept{}, bad: map[string]error{}}
 	if err := s.removeTemp(); err != nil {
 		return nil, fmt.Errorf("open the publish ledger: %w", err)
 	}
@@ -52,20 +73,22 @@ func (s *Store) Dir() string { return s.dir }
 
 // Refresh reads the directory again.
 func (s *Store) Refresh() error {
+	// Under the lock, so that a Put in between is not forgotten again.
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	records, bad, err := scan(s.dir)
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for name, err := range bad {
 		if old, known := s.bad[name]; !known || old.Error() != err.Error() {
 			s.log.Error("ledger record cannot be read and is left as it is", slog.String("file", filepath.Join(s.dir, name)), slog.Any("error", err))
 		}
 	}
-	s.records = make(map[string]Record, len(records))
+	s.records = make(map[string]kept, len(records))
 	for _, r := range records {
-		s.records[r.VolumeID] = r
+		// Without a stamp: the next Get reads the file once more.
+		s.records[r.VolumeID] = kept{Record: r}
 	}
 	s.bad = bad
 	return nil
@@ -79,17 +102,22 @@ func (s *Store) Put(r Record) error {
 		return err
 	}
 	name := FileName(r.VolumeID)
+	path := filepath.Join(s.dir, name)
 	if err := s.setAside(name); err != nil {
 		return err
 	}
-	if err := durable.WriteFile(filepath.Join(s.dir, name), data, 0o600); err != nil {
+	if err := durable.WriteFile(path, data, 0o600); err != nil {
 		return fmt.Errorf("record volume %s of pod %s/%s: %w", r.VolumeID, r.PodNamespace, r.PodName, err)
 	}
 	r.Version = Version
 	r.Published = r.Published.UTC()
+	st, err := stampOf(path)
+	if err != nil {
+		return fmt.Errorf("record volume %s: %w", r.VolumeID, err)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.records[r.VolumeID] = r
+	s.records[r.VolumeID] = kept{Record: r, stamp: st}
 	return nil
 }
 
@@ -108,29 +136,54 @@ func (s *Store) Delete(volumeID string) error {
 	return nil
 }
 
-// Get is the record of a volume.
+// Get is the record of a volume, as it is on disk now.
 func (s *Store) Get(volumeID string) (Record, bool) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	r, ok := s.records[volumeID]
-	return r, ok
+	name := FileName(volumeID)
+	now, err := stampOf(filepath.Join(s.dir, name))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		delete(s.records, volumeID)
+		return Record{}, false
+	}
+	if k, ok := s.records[volumeID]; ok && k.stamp == now {
+		return k.Record, true
+	}
+	r, err := load(s.dir, name)
+	if err != nil {
+		if s.bad[name] == nil && !errors.Is(err, fs.ErrNotExist) {
+			s.bad[name] = err
+			s.log.Error("ledger record cannot be read and is left as it is", slog.String("file", filepath.Join(s.dir, name)), slog.Any("error", err))
+		}
+		delete(s.records, volumeID)
+		return Record{}, false
+	}
+	s.records[volumeID] = kept{Record: r, stamp: now}
+	return r, true
 }
 
-// List is every record, by volume ID.
+// List is every record this process has written or read, by volume ID.
 func (s *Store) List() []Record {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	out := make([]Record, 0, len(s.records))
 	for _, id := range slices.Sorted(maps.Keys(s.records)) {
-		out = append(out, s.records[id])
+		out = append(out, s.records[id].Record)
 	}
 	return out
 }
 
+// Len is the length of List.
+func (s *Store) Len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.records)
+}
+
 // Bad are the files that could not be read, by name.
 func (s *Store) Bad() map[string]error {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return maps.Clone(s.bad)
 }
 

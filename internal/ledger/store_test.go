@@ -201,6 +201,38 @@ func TestFullDiskLosesNothing(t *testing.T) {
 	put(t, s, changed)
 }
 
+// Two processes on one ledger, while one driver takes over from another: each
+// sees what the other did.
+func TestTwoStores(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "ledger")
+	a, b := open(t, dir), open(t, dir)
+	rec := record("csi-a")
+	put(t, a, rec)
+	if got, ok := b.Get("csi-a"); !ok || got != rec {
+		t.Fatalf("%+v, %v", got, ok)
+	}
+	changed := rec
+	changed.PodName = "web-1"
+	put(t, b, changed)
+	if got, ok := a.Get("csi-a"); !ok || got != changed {
+		t.Fatalf("%+v, %v", got, ok)
+	}
+	if err := a.Delete("csi-a"); err != nil {
+		t.Fatal(err)
+	}
+	if got, ok := b.Get("csi-a"); ok || b.Len() != 0 {
+		t.Fatalf("%+v", got)
+	}
+	write(t, filepath.Join(dir, "csi-a.json"), "broken meanwhile")
+	if _, ok := b.Get("csi-a"); ok || len(b.Bad()) != 1 {
+		t.Fatalf("bad: %v", b.Bad())
+	}
+	put(t, b, rec)
+	if got, err := os.ReadFile(filepath.Join(dir, "csi-a.json.corrupt")); err != nil || string(got) != "broken meanwhile" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
 func TestConcurrentUse(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "ledger")
 	s := open(t, dir)

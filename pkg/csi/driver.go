@@ -68,6 +68,7 @@ type Ledger interface {
 	Put(r ledger.Record) error
 	Delete(volumeID string) error
 	List() []ledger.Record
+	Len() int
 	// Refresh reads again what another process may have written.
 	Refresh() error
 	// Writable is nil if Put would work now.

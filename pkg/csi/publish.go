@@ -150,7 +150,7 @@ func (d *Driver) keep(want, old ledger.Record, recorded bool) error {
 	if err := d.cfg.Ledger.Put(want); err != nil {
 		return ledgerError(err)
 	}
-	d.metrics.volumes.Set(float64(len(d.cfg.Ledger.List())))
+	d.metrics.volumes.Set(float64(d.cfg.Ledger.Len()))
 	return nil
 }
 

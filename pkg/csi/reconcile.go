@@ -76,7 +76,7 @@ func (d *Driver) Reconcile(ctx context.Context) (found []Finding, seen int, err 
 		}
 		d.log.LogAttrs(ctx, level, "volume reconciled", slog.String("result", f.Result), slog.String("target", f.Target), slog.String("volume_id", f.VolumeID), slog.Any("error", f.Err))
 	}
-	d.metrics.volumes.Set(float64(len(d.cfg.Ledger.List())))
+	d.metrics.volumes.Set(float64(d.cfg.Ledger.Len()))
 	d.log.LogAttrs(ctx, slog.LevelInfo, "volumes held against the mount table", slog.Int("volumes", seen), slog.Int("mended_or_listed", len(found)), slog.Int("mounts", len(table)))
 	return found, seen, nil
 }

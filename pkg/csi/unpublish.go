@@ -86,7 +86,7 @@ func (d *Driver) unpublish(ctx context.Context, id string, vt volumeTarget) (did
 	if err := t.Lock(ctx); err != nil {
 		return "", internal(err)
 	}
-	state, err := t.Look()
+	state, err := d.lookAt(t, recorded)
 	if err != nil {
 		return "", internal(err)
 	}
@@ -178,7 +178,7 @@ func (d *Driver) spellings(target string) []string {
 // mount is asked for first; a nil mayTake allows all of them.
 func (d *Driver) unmountAll(t Target, mayTake func(mount.State) error) (mount.State, error) {
 	for range maxStack {
-		state, err := t.Look()
+		state, err := d.lookAt(t, mayTake == nil)
 		if err != nil || state.Kind != mount.Mounted {
 			return state, err
 		}
@@ -198,6 +198,17 @@ func (d *Driver) unmountAll(t Target, mayTake func(mount.State) error) (mount.St
 	return mount.State{}, fmt.Errorf("unmount %s: more than %d mounts are on it", t.Path(), maxStack)
 }
 
+// lookAt is Look, except that a mount of ours whose filesystem no longer
+// answers (the socket directory may be anywhere) is still a mount.
+func (d *Driver) lookAt(t Target, ours bool) (mount.State, error) {
+	state, err := t.Look()
+	if ours && mount.Corrupted(err) {
+		d.log.Warn("what is mounted on the target does not answer and is unmounted unseen", slog.String("target", t.Path()), slog.Any("error", err))
+		return mount.State{Kind: mount.Mounted}, nil
+	}
+	return state, err
+}
+
 // forget removes the record, the last step.
 func (d *Driver) forget(id string, recorded bool, did string) (string, error) {
 	if !recorded {
@@ -209,6 +220,6 @@ func (d *Driver) forget(id string, recorded bool, did string) (string, error) {
 	if err := d.cfg.Ledger.Delete(id); err != nil {
 		return "", ledgerError(err)
 	}
-	d.metrics.volumes.Set(float64(len(d.cfg.Ledger.List())))
+	d.metrics.volumes.Set(float64(d.cfg.Ledger.Len()))
 	return did, nil
 }

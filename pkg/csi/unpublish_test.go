@@ -2,6 +2,7 @@ package csi_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 
+	"github.com/spiffe-node/spiffe-node/internal/mount"
 	"github.com/spiffe-node/spiffe-node/internal/mount/mounttest"
 	"github.com/spiffe-node/spiffe-node/pkg/csi"
 )
@@ -239,5 +241,44 @@ func TestReadOnlyTarget(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantCode(t, callPublish(n, r), codes.Internal, "read-only")
+	n.wantNothing(r)
+}
+
+// dead shows mounts whose filesystem no longer answers, such as a FUSE or NFS
+// directory somebody keeps sockets in.
+type dead struct{ csi.Mounts }
+
+func (d dead) Target(root, rel string) (csi.Target, error) {
+	t, err := d.Mounts.Target(root, rel)
+	if err != nil {
+		return nil, err
+	}
+	return deadTarget{t}, nil
+}
+
+type deadTarget struct{ csi.Target }
+
+func (t deadTarget) Look() (mount.State, error) {
+	st, err := t.Target.Look()
+	if err == nil && st.Kind == mount.Mounted {
+		return mount.State{}, fmt.Errorf("look at %s: %w", t.Path(), unix.ENOTCONN)
+	}
+	return st, err
+}
+
+func TestDeadFilesystem(t *testing.T) {
+	n := newNode(t)
+	r := n.request(testUID, testVolume)
+	n.publish(r)
+	n.start(func(c *csi.Config) { c.Mounts = dead{csi.HostMounts()} })
+	health, err := n.client.NodeGetVolumeHealth(context.Background(), &csipb.NodeGetVolumeHealthRequest{VolumeId: r.GetVolumeId()})
+	if err != nil || len(health.GetVolumeHealth().GetHealthStatuses()) != 1 || health.GetVolumeHealth().GetHealthStatuses()[0].GetReason() != "FilesystemUnreachable" {
+		t.Errorf("health %v, %v", health, err)
+	}
+	found, _, err := n.driver.Reconcile(context.Background())
+	if err != nil || len(found) != 1 || found[0].Result != csi.ResultFailed {
+		t.Errorf("%+v, %v", found, err)
+	}
+	n.unpublish(unpublishOf(r))
 	n.wantNothing(r)
 }

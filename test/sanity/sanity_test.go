@@ -176,12 +176,23 @@ func runSuite(t *testing.T, d *driver, node, ctl string) types.SpecReports {
 type driver struct {
 	binary string
 	dir    string // sockets, short
+	agent  string // the agent's socket directory
 	root   string // the kubelet's
 	ledger string
 	socket string
 }
 
+// startDriver is a driver that runs for the time of the test.
 func startDriver(t *testing.T) *driver {
+	t.Helper()
+	d := newDriver(t)
+	d.run(t)
+	return d
+}
+
+// newDriver builds the binary and makes the machine: a kubelet's directories
+// and an agent that listens.
+func newDriver(t *testing.T) *driver {
 	t.Helper()
 	mounttest.Require(t)
 	tmp := mounttest.Tmpfs(t, "")
@@ -190,35 +201,54 @@ func startDriver(t *testing.T) *driver {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	d := &driver{binary: filepath.Join(dir, "csi-driver"), dir: dir, root: filepath.Join(tmp, "kubelet"), ledger: filepath.Join(tmp, "ledger"), socket: filepath.Join(dir, "csi.sock")}
+	d := &driver{
+		binary: filepath.Join(dir, "csi-driver"), dir: dir, agent: filepath.Join(tmp, "agent"),
+		root: filepath.Join(tmp, "kubelet"), ledger: filepath.Join(tmp, "ledger"), socket: filepath.Join(dir, "csi.sock"),
+	}
 	build := exec.Command("go", "build", "-o", d.binary, "./cmd/csi-driver")
 	build.Dir = "../.."
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build the driver: %v\n%s", err, out)
 	}
-	agent := filepath.Join(tmp, "agent")
-	for _, p := range []string{filepath.Join(d.root, "pods"), filepath.Join(d.root, "plugins_registry"), agent} {
+	for _, p := range []string{filepath.Join(d.root, "pods"), filepath.Join(d.root, "plugins_registry"), d.agent} {
 		if err := os.MkdirAll(p, 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	startAgent(t, filepath.Join(agent, "socket"))
-	var log bytes.Buffer
-	cmd := exec.Command(d.binary, "-node-id", "sanity-node", "-csi-socket-path", d.socket, "-workload-api-socket-dir", agent,
+	startAgent(t, filepath.Join(d.agent, "socket"))
+	return d
+}
+
+// start starts the binary and returns at once; its log is shown if the test
+// fails.
+func (d *driver) start(t *testing.T) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(d.binary, "-node-id", "sanity-node", "-csi-socket-path", d.socket, "-workload-api-socket-dir", d.agent,
 		"-kubelet-root", d.root, "-ledger-dir", d.ledger, "-health-address", "127.0.0.1:0")
+	var log bytes.Buffer
 	cmd.Stderr = &log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the log of driver %d:\n%s", cmd.Process.Pid, &log)
+		}
+	})
+	return cmd
+}
+
+// run starts the binary, waits until it is ready, and stops it gracefully when
+// the test ends.
+func (d *driver) run(t *testing.T) {
+	t.Helper()
+	cmd := d.start(t)
 	t.Cleanup(func() {
 		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Errorf("stop the driver: %v", err)
 		}
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("the driver ended: %v", err)
-		}
-		if t.Failed() {
-			t.Logf("the driver's log:\n%s", &log)
 		}
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -227,7 +257,6 @@ func startDriver(t *testing.T) *driver {
 	if err != nil || !probe.GetReady().GetValue() {
 		t.Fatalf("the driver is not ready: %v, %v", probe, err)
 	}
-	return d
 }
 
 // startAgent listens as the agent does: the driver publishes nothing while
