@@ -9,6 +9,7 @@ go test -run '^$' -bench 'Match/|SignX509|Subscribe|Encode|Bind$|Publish' -bench
   ./pkg/attest ./pkg/authority/embedded ./pkg/csi ./pkg/entry ./pkg/sds ./pkg/svid | grep -E '^(Benchmark|pkg:)'
 
 dir=$(mktemp -d /dev/shm/spiffe-node-bench-XXXXXX)
+chmod 755 "$dir" # workloads of other users connect too
 go build -o "$dir/load" ./test/load
 cat > "$dir/agent.yaml" <<C
 apiVersion: config.spiffe-node.io/v1alpha1
