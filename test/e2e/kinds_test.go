@@ -157,16 +157,18 @@ func testJob(t *testing.T, id string) {
 	gone(t, &jobs[0])
 }
 
-// testStaticPod runs the probe from a file of the kubelet: its UID is not that
-// of the pod the API shows, and it has no service account.
+// testStaticPod runs the probe from a file of the kubelet, which refuses CSI
+// volumes there, so the socket directory comes as hostPath. Nobody has vouched
+// for the pod: it gets the bundle and waits, whatever is registered for its name.
 func testStaticPod(t *testing.T) {
 	t.Helper()
 	name := "static-" + node.NodeName()
-	id := "spiffe://" + trustDomain + "/static"
-	cli(t, "entry", "create", "-parentID", parentID(), "-spiffeID", id, "-selector", "k8s:ns:kinds", "-selector", "k8s:pod-name:"+name)
+	cli(t, "entry", "create", "-parentID", parentID(), "-spiffeID", "spiffe://"+trustDomain+"/static", "-selector", "k8s:ns:kinds", "-selector", "k8s:pod-name:"+name)
 	spec := probePod("static", "")
 	spec["metadata"].(map[string]any)["namespace"] = "kinds"
-	delete(spec["spec"].(map[string]any), "serviceAccountName")
+	podSpec := spec["spec"].(map[string]any)
+	delete(podSpec, "serviceAccountName")
+	podSpec["volumes"] = []any{map[string]any{"name": "workload-socket", "hostPath": map[string]any{"path": "/run/spiffe-node/public"}}}
 	manifest, err := json.Marshal(spec)
 	if err != nil {
 		t.Fatal(err)
@@ -183,8 +185,9 @@ func testStaticPod(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, _ := probeLog(t, mirror, time.Minute, has("default")).First("default"); got.SPIFFEID != id {
-		t.Errorf("static pod: identity is %q, want %q", got.SPIFFEID, id)
+	log := probeLog(t, mirror, time.Minute, has("ROOTCA"))
+	if len(log.Errors()) > 0 {
+		t.Errorf("static pod: streams ended: %v", log.Errors())
 	}
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)

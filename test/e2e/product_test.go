@@ -90,7 +90,10 @@ func testKnown(t *testing.T) {
 	t.Helper()
 	namespace(t, "known", "web")
 	id := register(t, "known", "web")
-	const count = 10
+	count := 40
+	if testing.Short() {
+		count = 10
+	}
 	var svid, both []time.Duration
 	for i := range count {
 		pod := create(t, "known", probePod("web-"+strconv.Itoa(i), "web"))
