@@ -463,3 +463,34 @@ func TestFaultyCallback(t *testing.T) {
 		}
 	})
 }
+
+// hasty is a caller whose selectors change while they are asked for the first
+// time, and whose notification is dealt with before the answer is.
+type hasty struct {
+	*caller
+	asked atomic.Bool
+}
+
+func (h *hasty) Selectors() attest.Selectors {
+	before := h.caller.Selectors()
+	if !h.asked.Swap(true) {
+		h.become("unix:user:web")
+		synctest.Wait()
+	}
+	return before
+}
+
+func TestSelectorsChangeWhileSubscribing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := run(t, newAuthority(), newEntries(workload("web")))
+		synctest.Wait()
+		sub, err := w.m.Subscribe(&hasty{caller: newCaller("web", "unix:user:other")}, func() {})
+		must(err)
+		t.Cleanup(sub.Close)
+		synctest.Wait()
+		if serial(sub.Update()) == "" {
+			t.Error("the change was lost")
+		}
+	})
+}
