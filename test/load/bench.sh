@@ -38,4 +38,4 @@ id=$(cli entry create -parentID $parent -spiffeID spiffe://example.org/bench -se
 "$dir/load" fanout -socket "$dir/public/socket" -n 1000 -rounds 8 -server-pid $agent \
   -cmd "bin/kubectl-spiffe entry update -socketPath $dir/admin/api.sock -entryID $id -parentID $parent -spiffeID spiffe://example.org/bench -selector unix:uid:$(id -u) -x509SVIDTTL \$((3600 + {round}))"
 as=(); [ "$(id -u)" = 0 ] || as=(-as id)
-"$dir/load" create -socket "$dir/public/socket" -admin "$dir/admin/api.sock" -parent $parent -count 100 -server-pid $agent "${as[@]}"
+"$dir/load" create -socket "$dir/public/socket" -admin "$dir/admin/api.sock" -parent $parent -count 100 -parallel 10 -server-pid $agent "${as[@]}"

@@ -9,11 +9,11 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-func encode(t testing.TB, resp *discoveryv3.DiscoveryResponse) []byte {
-	t.Helper()
+func encode(tb testing.TB, resp *discoveryv3.DiscoveryResponse) []byte {
+	tb.Helper()
 	data, err := proto.Marshal(resp)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return data
 }
