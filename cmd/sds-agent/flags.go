@@ -18,6 +18,17 @@ type options struct {
 
 func parseFlags(args []string, stderr io.Writer) (*options, error) {
 	o := &options{}
+	fs := flagSet(o, stderr)
+	if err := fs.Parse(args); err != nil {
+		return nil, err
+	}
+	if fs.NArg() > 0 {
+		return nil, fmt.Errorf("unexpected argument %q; everything is a flag", fs.Arg(0))
+	}
+	return o, nil
+}
+
+func flagSet(o *options, stderr io.Writer) *flag.FlagSet {
 	fs := flag.NewFlagSet("sds-agent", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.Usage = func() {
@@ -39,13 +50,7 @@ func parseFlags(args []string, stderr io.Writer) (*options, error) {
 	o.text(fs, "health-address", "`host:port` of health and metrics (health.address)", func(a *config.Agent) *string { return &a.Health.Address })
 	o.text(fs, "log-level", "debug, info, warn or error (log.level)", func(a *config.Agent) *string { return &a.Log.Level })
 	o.text(fs, "log-format", "json or text (log.format)", func(a *config.Agent) *string { return &a.Log.Format })
-	if err := fs.Parse(args); err != nil {
-		return nil, err
-	}
-	if fs.NArg() > 0 {
-		return nil, fmt.Errorf("unexpected argument %q; everything is a flag", fs.Arg(0))
-	}
-	return o, nil
+	return fs
 }
 
 // text defines a flag that overrides one key of the file, if given.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -124,7 +123,7 @@ func (i inspector) streams() map[uint64][]adminapi.Stream {
 				st.API = "sds-delta"
 			}
 			if len(s.Late) > 0 {
-				st.ParkedSince = cmp.Or(s.SentAt, s.OpenedAt)
+				st.ParkedSince = s.LateSince
 			}
 			for _, v := range s.Served {
 				st.Served = append(st.Served, adminapi.Served{Name: v.Name, Serial: v.Serial, SPIFFEID: ids[v.Serial].id, ExpiresAt: ids[v.Serial].expires})

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -26,6 +27,27 @@ type self struct {
 	node      *node
 	selectors attest.Selectors
 	renewAt   time.Time
+}
+
+// start registers the agent. A banned one must not serve; one whose record
+// cannot be stored (a full or read-only disk) can.
+func (s *self) start(ctx context.Context) error {
+	err := s.register(ctx)
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, embedded.ErrPrecondition) {
+		return fmt.Errorf("%w; lift the ban with: kubectl-spiffe agent evict -spiffeID %s", err, s.node.id)
+	}
+	s.retry(err)
+	return nil
+}
+
+// retry notes a failure and when to try again.
+func (s *self) retry(err error) {
+	s.node.log.Error("the agent's own record could not be renewed; tried again in 30 s",
+		slog.String("agent_id", s.node.id.String()), slog.Any("error", err))
+	s.renewAt = time.Now().Add(30 * time.Second)
 }
 
 // register makes the agent known, with a fresh SVID.
@@ -73,8 +95,7 @@ func (s *self) run(ctx context.Context) error {
 		case <-time.After(time.Until(s.renewAt)):
 		}
 		if err := s.register(ctx); err != nil && ctx.Err() == nil {
-			s.node.log.Error("the agent's own SVID could not be renewed", slog.String("agent_id", s.node.id.String()), slog.Any("error", err))
-			s.renewAt = time.Now().Add(30 * time.Second)
+			s.retry(err)
 		}
 	}
 }

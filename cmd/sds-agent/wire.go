@@ -243,7 +243,7 @@ func (n *node) openAuthority(ctx context.Context, cfg *config.Agent, td spiffeid
 		selectors = append(selectors, sel)
 	}
 	n.self = &self{node: n, selectors: attest.NewSelectors(selectors...)}
-	if err := n.self.register(ctx); err != nil {
+	if err := n.self.start(ctx); err != nil {
 		return nil, err
 	}
 	return n.authority.NodeEntries(n.id, n.self.selectors), nil

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/spiffe-node/spiffe-node/internal/config"
+	"github.com/spiffe-node/spiffe-node/internal/doctest"
 )
 
 const head = "apiVersion: config.spiffe-node.io/v1alpha1\nkind: AgentConfiguration\ntrustDomain: example.org\n"
@@ -39,28 +40,8 @@ func TestFullFileNamesEveryKey(t *testing.T) {
 
 var update = flag.Bool("update", false, "rewrite the key table in docs/configuration.md")
 
-// The table stands between two markers, so that the page around it is written
-// by hand and the table is not.
 func TestReferenceIsPublished(t *testing.T) {
-	const page, begin, end = "../../docs/configuration.md", "<!-- keys -->\n", "<!-- /keys -->"
-	doc, err := os.ReadFile(page)
-	if err != nil {
-		t.Fatal(err)
-	}
-	before, rest, ok := strings.Cut(string(doc), begin)
-	table, after, ok2 := strings.Cut(rest, end)
-	if !ok || !ok2 {
-		t.Fatalf("%s has lost its %q and %q markers", page, begin, end)
-	}
-	if table == config.Reference() {
-		return
-	}
-	if !*update {
-		t.Fatalf("%s does not hold the current key table; run: go test ./internal/config -update", page)
-	}
-	if err := os.WriteFile(page, []byte(before+begin+config.Reference()+end+after), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	doctest.Block(t, "../../docs/configuration.md", "keys", config.Reference(), *update)
 }
 
 func TestRefusals(t *testing.T) {
