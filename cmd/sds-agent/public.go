@@ -114,7 +114,6 @@ func newGRPC(maxStreams int, log *slog.Logger) *grpc.Server {
 		grpc.ForceServerCodecV2(sds.Codec()),
 		grpc.Creds(peersock.Credentials()),
 		grpc.ReadBufferSize(readBuffer),
-		grpc.SharedWriteBuffer(true),
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.MaxHeaderListSize(16 << 10),
 		grpc.MaxConcurrentStreams(uint32(maxStreams)),
@@ -162,8 +161,7 @@ func (p *public) run(ctx context.Context) error {
 	stop := time.AfterFunc(drain, p.grpc.Stop)
 	p.grpc.GracefulStop()
 	stop.Stop()
-	<-served
-	return err
+	return errors.Join(err, <-served)
 }
 
 // healthService answers grpc.health.v1 on the public socket, for clients that
@@ -177,8 +175,9 @@ func (h healthService) Check(_ context.Context, req *healthpb.HealthCheckRequest
 	if req.GetService() != "" {
 		return nil, status.Error(codes.NotFound, "only the health of the whole agent is known; leave service empty")
 	}
+	res := &healthpb.HealthCheckResponse{Status: healthpb.HealthCheckResponse_SERVING}
 	if h.ready() != nil {
-		return &healthpb.HealthCheckResponse{Status: healthpb.HealthCheckResponse_NOT_SERVING}, nil
+		res.Status = healthpb.HealthCheckResponse_NOT_SERVING
 	}
-	return &healthpb.HealthCheckResponse{Status: healthpb.HealthCheckResponse_SERVING}, nil
+	return res, nil
 }
