@@ -30,7 +30,7 @@ type app struct {
 // run is the whole program; it returns the exit code.
 func run(ctx context.Context, args []string, sys system) int {
 	a := &app{system: sys, output: formatPretty}
-	root := a.rootCommand()
+	root := a.rootCommand() //nolint:contextcheck // commands get the context when they run
 	root.SetArgs(normalizeArgs(root, args))
 	root.SetIn(sys.stdin)
 	root.SetOut(sys.stdout)

@@ -19,6 +19,10 @@ func normalizeArgs(root *cobra.Command, args []string) []string {
 		if arg == "--" {
 			return append(out, args[i:]...)
 		}
+		if strings.HasPrefix(arg, "---") {
+			out = append(out, arg)
+			continue
+		}
 		if !strings.HasPrefix(arg, "-") || arg == "-" {
 			if sub := subcommand(cmd, arg); sub != nil {
 				cmd = sub

@@ -34,7 +34,7 @@ func TestNormalizeArgs(t *testing.T) {
 		"command name as value":  {"entry -socketPath show count -hint h", "entry --socketPath=show count --hint=h"},
 		"empty":                  {"", ""},
 		"case matters":           {"entry create -SpiffeID x", "entry create --SpiffeID x"},
-		"three dashes":           {"entry create ---node", "entry create --node"},
+		"three dashes":           {"entry create ---node", "entry create ---node"},
 		"completion's own flags": {"completion bash --no-descriptions", "completion bash --no-descriptions"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -27,10 +27,6 @@ func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys
 func (a *app) bundleShowCommand() *cobra.Command {
 	var form string
 	cmd := command("show", "Prints server CA bundle to stdout", func(ctx context.Context) error {
-		f, err := parseBundleFormat(form)
-		if err != nil {
-			return err
-		}
 		return a.connect(func(conn grpc.ClientConnInterface) error {
 			b, err := bundlepb.NewBundleClient(conn).GetBundle(ctx, &bundlepb.GetBundleRequest{})
 			if err != nil {
@@ -38,7 +34,7 @@ func (a *app) bundleShowCommand() *cobra.Command {
 			}
 			return a.print(answer{
 				message: b,
-				pretty:  func() error { return writeBundle(a.stdout, b, f) },
+				pretty:  func() error { return writeBundle(a.stdout, b, form) },
 				table:   bundleTable([]*typespb.Bundle{b}),
 			})
 		})
@@ -50,10 +46,6 @@ func (a *app) bundleShowCommand() *cobra.Command {
 func (a *app) bundleListCommand() *cobra.Command {
 	var id, form string
 	cmd := command("list", "Lists federated bundle data", func(ctx context.Context) error {
-		f, err := parseBundleFormat(form)
-		if err != nil {
-			return err
-		}
 		return a.connect(func(conn grpc.ClientConnInterface) error {
 			client := bundlepb.NewBundleClient(conn)
 			if id != "" {
@@ -63,7 +55,7 @@ func (a *app) bundleListCommand() *cobra.Command {
 				}
 				return a.print(answer{
 					message: b,
-					pretty:  func() error { return writeBundle(a.stdout, b, f) },
+					pretty:  func() error { return writeBundle(a.stdout, b, form) },
 					table:   bundleTable([]*typespb.Bundle{b}),
 				})
 			}
@@ -73,7 +65,7 @@ func (a *app) bundleListCommand() *cobra.Command {
 			}
 			return a.print(answer{
 				message: resp,
-				pretty:  func() error { return a.printBundles(resp.GetBundles(), f) },
+				pretty:  func() error { return a.printBundles(resp.GetBundles(), form) },
 				table:   bundleTable(resp.GetBundles()),
 			})
 		})
@@ -83,14 +75,17 @@ func (a *app) bundleListCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) printBundles(bundles []*typespb.Bundle, f bundleFormat) error {
+func (a *app) printBundles(bundles []*typespb.Bundle, form string) error {
 	rule := strings.Repeat("*", 40)
 	for i, b := range bundles {
+		if _, err := parseBundleFormat(form); err != nil {
+			return err
+		}
 		if i > 0 {
 			fmt.Fprintln(a.stdout)
 		}
 		fmt.Fprintf(a.stdout, "%s\n* %s\n%s\n", rule, b.GetTrustDomain(), rule)
-		if err := writeBundle(a.stdout, b, f); err != nil {
+		if err := writeBundle(a.stdout, b, form); err != nil {
 			return err
 		}
 	}

@@ -35,8 +35,13 @@ func parseBundleFormat(s string) (bundleFormat, error) {
 	return "", fmt.Errorf("invalid format: %q", s)
 }
 
-// writeBundle writes the contents of a bundle.
-func writeBundle(w io.Writer, b *typespb.Bundle, f bundleFormat) error {
+// writeBundle writes the contents of a bundle. The form is looked at only here
+// because it does not matter to the other outputs.
+func writeBundle(w io.Writer, b *typespb.Bundle, form string) error {
+	f, err := parseBundleFormat(form)
+	if err != nil {
+		return err
+	}
 	if f == bundlePEM {
 		for _, c := range b.GetX509Authorities() {
 			if err := pem.Encode(w, &pem.Block{Type: "CERTIFICATE", Bytes: c.GetAsn1()}); err != nil {

@@ -31,8 +31,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
 		Setup: func(env *testscript.Env) error {
-			// Socket paths must be short.
-			dir, err := os.MkdirTemp("", "sn")
+			dir, err := os.MkdirTemp("", "sn") //nolint:usetesting // socket paths must be short
 			if err != nil {
 				return err
 			}

@@ -81,7 +81,7 @@ func (a *app) loggerCommand() *cobra.Command {
 			return fmt.Errorf("the value %q is not a valid setting", level)
 		}
 		return a.logger("failed to set log level: %w", func(c loggerpb.LoggerClient) (*typespb.Logger, error) {
-			return c.SetLogLevel(ctx, &loggerpb.SetLogLevelRequest{NewLevel: typespb.LogLevel(i + 1)}) //nolint:gosec // an index
+			return c.SetLogLevel(ctx, &loggerpb.SetLogLevelRequest{NewLevel: typespb.LogLevel(i + 1)}) // an index
 		})
 	})
 	set.Flags().StringVar(&level, "level", "", "The new log level, one of ("+strings.Join(levelNames, ", ")+")")

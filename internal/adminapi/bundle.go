@@ -25,7 +25,7 @@ type bundleService struct {
 func errBundleMissing() error { return fail(codes.NotFound, "bundle not found", nil) }
 
 func (s *bundleService) CountBundles(context.Context, *bundlepb.CountBundlesRequest) (*bundlepb.CountBundlesResponse, error) {
-	return &bundlepb.CountBundlesResponse{Count: int32(s.store.BundleCount())}, nil //nolint:gosec // memory ends first
+	return &bundlepb.CountBundlesResponse{Count: int32(s.store.BundleCount())}, nil // memory ends first
 }
 
 func (s *bundleService) GetBundle(_ context.Context, req *bundlepb.GetBundleRequest) (*typespb.Bundle, error) {

@@ -192,6 +192,7 @@ func TestFederatedBundles(t *testing.T) {
 
 // deleteFederated needs fed1 and fed2, and deletes both.
 func deleteFederated(t *testing.T, c bundlepb.BundleClient, entries entrypb.EntryClient) {
+	t.Helper()
 	results := create(t, entries,
 		newEntry("/fed/1", func(e *typespb.Entry) { e.Id, e.FederatesWith = "fed-1", []string{"fed2", "fed2", "fed1"} }),
 		newEntry("/fed/2", func(e *typespb.Entry) { e.Id, e.FederatesWith = "fed-2", []string{"fed1"} }),

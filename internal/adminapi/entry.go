@@ -36,7 +36,7 @@ func (s *entryService) CountEntries(_ context.Context, req *entrypb.CountEntries
 	if err := checkModes(f); err != nil {
 		return nil, fail(codes.Internal, "failed to count entries", err)
 	}
-	return &entrypb.CountEntriesResponse{Count: int32(s.store.Set().Count(f))}, nil //nolint:gosec // memory ends first
+	return &entrypb.CountEntriesResponse{Count: int32(s.store.Set().Count(f))}, nil // memory ends first
 }
 
 func (s *entryService) ListEntries(_ context.Context, req *entrypb.ListEntriesRequest) (*entrypb.ListEntriesResponse, error) {
@@ -84,9 +84,9 @@ func (s *entryService) BatchCreateEntry(ctx context.Context, req *entrypb.BatchC
 	var places []int // of the accepted ones among the results
 	for i, in := range req.GetEntries() {
 		e, err := s.readNew(in)
-		var repeat *entry.RepeatError
+		_, repeat := errors.AsType[*entry.RepeatError](err)
 		switch {
-		case errors.As(err, &repeat):
+		case repeat:
 			results[i].Err, repeats[i] = err, e
 		case err != nil:
 			results[i].Err = err
@@ -116,8 +116,7 @@ func (s *entryService) BatchCreateEntry(ctx context.Context, req *entrypb.BatchC
 	for i, r := range results {
 		err := entryFailure(message, r.Err)
 		result := &entrypb.BatchCreateEntryResponse_Result{Status: resultFor(err)}
-		var similar *embedded.SimilarError
-		if errors.As(r.Err, &similar) {
+		if similar, ok := errors.AsType[*embedded.SimilarError](r.Err); ok {
 			// Clients dereference the entry that is in the way.
 			r.Entry = similar.Stored
 		}
@@ -151,8 +150,8 @@ func (s *entryService) readNew(in *typespb.Entry) (*entry.Entry, error) {
 }
 
 func isConversion(err error) bool {
-	var c *entry.ConversionError
-	return errors.As(err, &c)
+	_, ok := errors.AsType[*entry.ConversionError](err)
+	return ok
 }
 
 func (s *entryService) BatchUpdateEntry(ctx context.Context, req *entrypb.BatchUpdateEntryRequest) (*entrypb.BatchUpdateEntryResponse, error) {

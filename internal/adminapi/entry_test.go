@@ -353,13 +353,13 @@ func TestListEntriesFilters(t *testing.T) {
 	}
 	bad := want{3, ""}
 	for text, f := range map[string]*filter{
-		"malformed parent ID filter: trust domain is missing":                                                                               &filter{ByParentId: id("", "")},
-		`malformed parent ID filter: "spiffe://o/x" is not a member of trust domain "td"`:                                                   &filter{ByParentId: id("o", "/x")},
-		`malformed SPIFFE ID filter: "spiffe://td/spire/x" is not a workload in trust domain "td"; path is in the reserved namespace`:       &filter{BySpiffeId: id("td", "/spire/x")},
-		"malformed selectors filter: empty selector set":                                                                                    &filter{BySelectors: &typespb.SelectorMatch{}},
-		"malformed selectors filter: missing selector type":                                                                                 &filter{BySelectors: &typespb.SelectorMatch{Selectors: []*typespb.Selector{nil}}},
-		"malformed federates with filter: empty trust domain set":                                                                           &filter{ByFederatesWith: &typespb.FederatesWithMatch{}},
-		"malformed federates with filter: trust domain characters are limited to lowercase letters, numbers, dots, dashes, and underscores": &filter{ByFederatesWith: &typespb.FederatesWithMatch{TrustDomains: []string{"X"}}},
+		"malformed parent ID filter: trust domain is missing":                                                                               {ByParentId: id("", "")},
+		`malformed parent ID filter: "spiffe://o/x" is not a member of trust domain "td"`:                                                   {ByParentId: id("o", "/x")},
+		`malformed SPIFFE ID filter: "spiffe://td/spire/x" is not a workload in trust domain "td"; path is in the reserved namespace`:       {BySpiffeId: id("td", "/spire/x")},
+		"malformed selectors filter: empty selector set":                                                                                    {BySelectors: &typespb.SelectorMatch{}},
+		"malformed selectors filter: missing selector type":                                                                                 {BySelectors: &typespb.SelectorMatch{Selectors: []*typespb.Selector{nil}}},
+		"malformed federates with filter: empty trust domain set":                                                                           {ByFederatesWith: &typespb.FederatesWithMatch{}},
+		"malformed federates with filter: trust domain characters are limited to lowercase letters, numbers, dots, dashes, and underscores": {ByFederatesWith: &typespb.FederatesWithMatch{TrustDomains: []string{"X"}}},
 	} {
 		bad.text = text
 		_, err := c.ListEntries(t.Context(), &entrypb.ListEntriesRequest{Filter: f})

@@ -138,7 +138,8 @@ func prepareDir(dir string, gid int) error {
 	if gid >= 0 {
 		mode = 0o750
 	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+	// Others may pass through the directories above, as through /run.
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil { //nolint:gosec // see above
 		return fmt.Errorf("admin socket directory: %w", err)
 	}
 	switch err := os.Mkdir(dir, mode); {

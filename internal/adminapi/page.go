@@ -23,7 +23,7 @@ func readPage(size int32, token string) (page, error) {
 		if err != nil {
 			return page{}, fmt.Errorf("could not parse token '%s'", token)
 		}
-		p.after = int64(row) //nolint:gosec // 63 bits
+		p.after = int64(row) // 63 bits
 	}
 	return p, nil
 }

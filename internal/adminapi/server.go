@@ -128,7 +128,10 @@ func (s *Server) Run(ctx context.Context) error {
 		s.grpc.Stop()
 		<-stopped
 	}
-	<-served
+	// Serve has returned because of the stop, which is no news.
+	if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("admin API: %w", err)
+	}
 	return nil
 }
 

@@ -90,20 +90,24 @@ func TestSocketRefusals(t *testing.T) {
 		want    string
 	}{
 		"open directory": {func(t *testing.T, dir string) string {
+			t.Helper()
 			mkdir(t, dir, 0o755)
 			return filepath.Join(dir, "api.sock")
 		}, "has mode 0755, at most 0700 is allowed"},
 		"directory is a file": {func(t *testing.T, dir string) string {
+			t.Helper()
 			write(t, dir)
 			return filepath.Join(dir, "api.sock")
 		}, "is not a directory"},
 		"directory is a link": {func(t *testing.T, dir string) string {
+			t.Helper()
 			if err := os.Symlink(t.TempDir(), dir); err != nil {
 				t.Fatal(err)
 			}
 			return filepath.Join(dir, "api.sock")
 		}, "is not a directory"},
 		"directory of another user": {func(t *testing.T, dir string) string {
+			t.Helper()
 			if os.Geteuid() != 0 {
 				t.Skip("only root can give a directory away")
 			}
@@ -114,11 +118,13 @@ func TestSocketRefusals(t *testing.T) {
 			return filepath.Join(dir, "api.sock")
 		}, "belongs to uid 4242"},
 		"file in the way": {func(t *testing.T, dir string) string {
+			t.Helper()
 			mkdir(t, dir, 0o700)
 			write(t, filepath.Join(dir, "api.sock"))
 			return filepath.Join(dir, "api.sock")
 		}, "something that is not a socket is in the way"},
 		"served by somebody": {func(t *testing.T, dir string) string {
+			t.Helper()
 			s, err := newServer(t, filepath.Join(dir, "api.sock"))
 			if err != nil {
 				t.Fatal(err)

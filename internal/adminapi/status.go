@@ -44,7 +44,7 @@ func resultFor(err error) *typespb.Status {
 	if !errors.As(err, &f) {
 		f = fail(codes.Internal, "unexpected error", err)
 	}
-	return &typespb.Status{Code: int32(f.code), Message: f.Error()} //nolint:gosec // codes are small
+	return &typespb.Status{Code: int32(f.code), Message: f.Error()} // codes are small
 }
 
 func invalid(message string, cause error) error { return fail(codes.InvalidArgument, message, cause) }

@@ -16,11 +16,9 @@ import (
 // Errors of the conversions from the wire. The texts are those SPIRE Server
 // answers for the same mistakes.
 var (
-	ErrIDMissing     = errors.New("request must specify SPIFFE ID")
-	ErrNoSelectors   = errors.New("selector list is empty")
-	ErrNotMember     = errors.New("not a member")
-	ErrEntryMissing  = errors.New("entry is missing")
-	ErrSelectorTwice = errors.New("selector is given twice")
+	ErrIDMissing   = errors.New("request must specify SPIFFE ID")
+	ErrNoSelectors = errors.New("selector list is empty")
+	ErrNoEntryID   = errors.New("entry has no ID")
 )
 
 // IDToWire is the two-part form; the zero ID has no wire form and is nil.
@@ -114,7 +112,7 @@ func EntryToWire(e *entry.Entry) *typespb.Entry {
 // selectors must be there. Errors name the field.
 func EntryFromWire(in *typespb.Entry) (*entry.Entry, error) {
 	if in.GetId() == "" {
-		return nil, fmt.Errorf("entry has no ID: %w", ErrEntryMissing)
+		return nil, ErrNoEntryID
 	}
 	id, err := IDFromWire(in.GetSpiffeId())
 	if err != nil {
