@@ -25,5 +25,6 @@
 //
 //	{"version":1,"volumeID":"csi-…","volumeName":"spiffe","podNamespace":"default","podName":"web-0",
 //	 "podUID":"…","serviceAccount":"web","targetPath":"/var/lib/kubelet/pods/…/mount",
-//	 "source":"/run/spire/agent-sockets","published":"2026-01-02T03:04:05.000000006Z"}
+//	 "source":"/run/spire/agent-sockets","sourceDev":26,"sourceIno":1042,
+//	 "published":"2026-01-02T03:04:05.000000006Z"}
 package ledger

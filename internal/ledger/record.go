@@ -49,6 +49,10 @@ type Record struct {
 	TargetPath string `json:"targetPath"`
 	// Source is the directory that is mounted, as the driver sees it.
 	Source string `json:"source"`
+	// SourceDev and SourceIno identify the directory that is mounted, for as
+	// long as it is: an inode that is mounted is not given to another file.
+	SourceDev uint64 `json:"sourceDev"`
+	SourceIno uint64 `json:"sourceIno"`
 	// Published is when the record was first written, in UTC.
 	Published time.Time `json:"published"`
 }
@@ -60,7 +64,7 @@ func (r Record) Pod() attest.Pod {
 		Namespace:      r.PodNamespace,
 		Name:           r.PodName,
 		ServiceAccount: r.ServiceAccount,
-		Witness:        "ledger",
+		Witness:        attest.WitnessLedger,
 	}
 }
 

@@ -19,8 +19,8 @@ func record(volumeID string) ledger.Record {
 		Version: ledger.Version, VolumeID: volumeID, VolumeName: "spiffe",
 		PodNamespace: "default", PodName: "web-0", PodUID: uid, ServiceAccount: "web",
 		TargetPath: "/var/lib/kubelet/pods/" + uid + "/volumes/kubernetes.io~csi/spiffe/mount",
-		Source:     "/run/spire/agent-sockets",
-		Published:  time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
+		Source:     "/run/spire/agent-sockets", SourceDev: 26, SourceIno: 1<<63 + 1,
+		Published: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
 	}
 }
 
@@ -39,7 +39,7 @@ func TestEncodeDecode(t *testing.T) {
 	const text = `{"version":1,"volumeID":"csi-1","volumeName":"spiffe","podNamespace":"default","podName":"web-0",` +
 		`"podUID":"0c7a6dbd-6d4a-4f52-8c4a-9c1f3b2a7e10","serviceAccount":"web",` +
 		`"targetPath":"/var/lib/kubelet/pods/0c7a6dbd-6d4a-4f52-8c4a-9c1f3b2a7e10/volumes/kubernetes.io~csi/spiffe/mount",` +
-		`"source":"/run/spire/agent-sockets","published":"2026-01-02T03:04:05.000000006Z"}` + "\n"
+		`"source":"/run/spire/agent-sockets","sourceDev":26,"sourceIno":9223372036854775809,"published":"2026-01-02T03:04:05.000000006Z"}` + "\n"
 	if d := cmp.Diff(text, string(b)); d != "" {
 		t.Errorf("the format on disk has changed (-want +got):\n%s", d)
 	}

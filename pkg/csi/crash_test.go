@@ -130,7 +130,7 @@ func TestCrashBetweenAnyTwoSteps(t *testing.T) {
 				n.replaceSource()
 			},
 			call:  callPublish,
-			steps: 2, // unmount, bind
+			steps: 3, // unmount, record, bind
 		},
 	}
 	follows := map[string]struct {

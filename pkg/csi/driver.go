@@ -1,6 +1,7 @@
 package csi
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -86,7 +87,10 @@ type Mounts interface {
 // Target is one open mount target; see [mount.Target] for the contract of each
 // method.
 type Target interface {
-	Lookable
+	Path() string
+	Lock(ctx context.Context) error
+	Look() (mount.State, error)
+	OpenMounted() (*mount.Source, error)
 	Mkdir(perm uint32) error
 	Bind(src *mount.Source, o mount.Options) error
 	Unmount() (lazy bool, err error)

@@ -93,6 +93,7 @@ func (d *Driver) publish(ctx context.Context, v volume) (did string, err error) 
 	if err := d.conflict(v); err != nil {
 		return "", err
 	}
+	v.record.SourceDev, v.record.SourceIno = src.ID().Dev, src.ID().Ino
 	old, recorded := d.cfg.Ledger.Get(v.id)
 	switch {
 	case state.Kind == mount.Other:
@@ -101,7 +102,7 @@ func (d *Driver) publish(ctx context.Context, v volume) (did string, err error) 
 		// The mount stands; only the record may have been lost with its tmpfs.
 		return didNothing, d.keep(v.record, old, recorded)
 	case state.Kind == mount.Mounted:
-		return didRepair, d.repair(t, src, v, old, recorded)
+		return didRepair, d.repair(t, src, state, v, old, recorded)
 	}
 	return didMount, d.mount(t, src, state, v, old, recorded)
 }
@@ -183,10 +184,7 @@ func (d *Driver) mount(t Target, src *mount.Source, state mount.State, v volume,
 		}
 		made = true
 	}
-	if err := d.bind(t, src); err != nil {
-		return err
-	}
-	return nil
+	return d.bind(t, src)
 }
 
 // bind mounts, and unmounts if what came out is not what was asked for.
@@ -206,29 +204,28 @@ func (d *Driver) bind(t Target, src *mount.Source) error {
 // the socket directory was deleted and made anew, or is another by
 // configuration. It must be ours, and there must be something better to put in
 // its place.
-func (d *Driver) repair(t Target, src *mount.Source, v volume, old ledger.Record, recorded bool) (err error) {
-	if !recorded {
-		ours, err := d.oursByTable(t.Path(), src)
-		if err != nil {
-			return internal(err)
-		}
-		if !ours {
-			return status.Errorf(codes.FailedPrecondition, "something else than the agent's socket directory is mounted on %s and it is not the driver's: unmount it", t.Path())
-		}
+func (d *Driver) repair(t Target, src *mount.Source, state mount.State, v volume, old ledger.Record, recorded bool) error {
+	mine := d.claim(v.id, v.target, t, old, recorded)
+	if err := mine.check(state); err != nil {
+		return err
 	}
 	if err := d.agent.check(src); err != nil {
 		return err
 	}
+	if _, err := d.unmountAll(t, mine); err != nil {
+		return internal(err)
+	}
 	if err := d.keep(v.record, old, recorded); err != nil {
 		return err
 	}
-	if _, err = d.unmountAll(t, nil); err == nil {
-		err = d.bind(t, src)
-	}
-	if err != nil {
-		// The next publish, or reconciliation, goes on from here; only what
-		// the ledger did not say before it shall not say now.
-		return internal(errors.Join(err, d.restore(v.id, old, recorded)))
+	if err := d.bind(t, src); err != nil {
+		// The dead mount cannot be had back. The next publish, or
+		// reconciliation, goes on from here; only what the ledger did not say
+		// before it shall not say now.
+		if e := d.restore(v.id, old, recorded); e != nil {
+			d.log.Error("failed repair left a record behind", slog.String("volume_id", v.id), slog.Any("error", e))
+		}
+		return err
 	}
 	return nil
 }

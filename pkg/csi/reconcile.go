@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/spiffe-node/spiffe-node/internal/ledger"
 	"github.com/spiffe-node/spiffe-node/internal/mount"
 )
 
@@ -170,8 +171,7 @@ func (d *Driver) reconcileOne(ctx context.Context, j job) Finding {
 		return f
 	}
 	defer unlock()
-	rec, recorded := d.cfg.Ledger.Get(j.id)
-	recorded = recorded && rec.TargetPath == j.target.path()
+	rec, recorded := d.record(j.id, j.target)
 	t, err := d.cfg.Mounts.Target(j.target.root, j.target.rel)
 	if errors.Is(err, os.ErrNotExist) {
 		f.Result, f.Err = d.settle(j.id, recorded, ResultForgotten)
@@ -201,7 +201,7 @@ func (d *Driver) reconcileOne(ctx context.Context, j job) Finding {
 	case recorded && state.Kind == mount.Other:
 		f.Err = fmt.Errorf("%s is no directory any more", t.Path())
 	case recorded:
-		f.Result, f.Err = d.mend(t, state, j.layers)
+		f.Result, f.Err = d.mend(t, state, j, rec)
 	case state.Kind == mount.Mounted && j.layers > 0:
 		f.Result, f.Err = d.leak(t, j)
 	default:
@@ -212,16 +212,21 @@ func (d *Driver) reconcileOne(ctx context.Context, j job) Finding {
 
 // mend makes a recorded volume what it should be: one mount of the live
 // directory.
-func (d *Driver) mend(t Target, state mount.State, layers int) (string, error) {
+func (d *Driver) mend(t Target, state mount.State, j job, rec ledger.Record) (string, error) {
 	src, err := d.openSource()
 	if err != nil {
 		return ResultFailed, err
 	}
 	defer src.Close()
-	if state.Kind == mount.Mounted && state.ID == src.ID() && layers <= 1 {
+	if state.Kind == mount.Mounted && state.ID == src.ID() && j.layers <= 1 {
 		return ResultHealthy, nil
 	}
-	if _, err := d.unmountAll(t, nil); err != nil {
+	if _, err := d.unmountAll(t, d.claim(j.id, j.target, t, rec, true)); err != nil {
+		return ResultFailed, err
+	}
+	old := rec
+	rec.SourceDev, rec.SourceIno = src.ID().Dev, src.ID().Ino
+	if err := d.keep(rec, old, true); err != nil {
 		return ResultFailed, err
 	}
 	if err := d.bind(t, src); err != nil {
@@ -240,7 +245,7 @@ func (d *Driver) leak(t Target, j job) (string, error) {
 	if known {
 		return ResultUnrecorded, nil
 	}
-	if _, err := d.unmountAll(t, func(st mount.State) error { return d.mayTake(j.id, j.target, t, st) }); err != nil {
+	if _, err := d.unmountAll(t, d.claim(j.id, j.target, t, ledger.Record{}, false)); err != nil {
 		return ResultFailed, err
 	}
 	if err := t.Rmdir(); err != nil {

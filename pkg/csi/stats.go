@@ -13,14 +13,6 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/mount"
 )
 
-// Lookable is the part of a Target that looks and changes nothing.
-type Lookable interface {
-	Path() string
-	Lock(ctx context.Context) error
-	Look() (mount.State, error)
-	OpenMounted() (*mount.Source, error)
-}
-
 // NodeGetInfo names the node; there is no limit of volumes and no topology.
 func (d *Driver) NodeGetInfo(context.Context, *csipb.NodeGetInfoRequest) (*csipb.NodeGetInfoResponse, error) {
 	return &csipb.NodeGetInfoResponse{NodeId: d.cfg.NodeID}, nil

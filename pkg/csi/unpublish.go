@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/spiffe-node/spiffe-node/internal/ledger"
 	"github.com/spiffe-node/spiffe-node/internal/mount"
 )
 
@@ -67,11 +68,7 @@ const (
 )
 
 func (d *Driver) unpublish(ctx context.Context, id string, vt volumeTarget) (did string, err error) {
-	rec, recorded := d.cfg.Ledger.Get(id)
-	if recorded && rec.TargetPath != vt.path() {
-		// Its own unpublish names its own target; this one is a stranger's.
-		recorded = false
-	}
+	rec, recorded := d.record(id, vt)
 	t, err := d.cfg.Mounts.Target(vt.root, vt.rel)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -86,23 +83,20 @@ func (d *Driver) unpublish(ctx context.Context, id string, vt volumeTarget) (did
 	if err := t.Lock(ctx); err != nil {
 		return "", internal(err)
 	}
-	state, err := d.lookAt(t, recorded)
+	// Another process may have been at work until the lock was free.
+	rec, recorded = d.record(id, vt)
+	mine := d.claim(id, vt, t, rec, recorded)
+	state, err := mine.look()
 	if err != nil {
 		return "", internal(err)
 	}
 	if state.Kind != mount.Mounted && !recorded {
 		return didNotKnow, nil
 	}
-	// The ledger speaks for all that is mounted on a target of its own: after a
-	// change of the host path behind the source, nothing else could.
-	var mayTake func(mount.State) error
-	if !recorded {
-		mayTake = func(st mount.State) error { return d.mayTake(id, vt, t, st) }
-	}
 	did = didForget
 	if state.Kind == mount.Mounted {
 		did = didUnmount
-		if state, err = d.unmountAll(t, mayTake); err != nil {
+		if state, err = d.unmountAll(t, mine); err != nil {
 			return "", internal(err)
 		}
 	}
@@ -117,75 +111,22 @@ func (d *Driver) unpublish(ctx context.Context, id string, vt volumeTarget) (did
 	return d.forget(id, recorded, did)
 }
 
-// mayTake decides on a mount no record speaks for: the mount table, or the
-// directory itself, must say that it is ours, and the volume ID that it is the
-// one the caller means.
-func (d *Driver) mayTake(id string, vt volumeTarget, t Target, state mount.State) error {
-	if want := VolumeID(vt.uid, vt.name); !d.cfg.AnyVolumeID && id != want {
-		return status.Errorf(codes.FailedPrecondition, "volume_id %q is not that of what is mounted on %s, which is %s; nothing was touched", id, t.Path(), want)
-	}
-	src, err := mountSource(d.cfg.SourceDir)
-	if err == nil {
-		defer src.Close()
-		if state.ID == src.ID() {
-			return nil
-		}
-		ours, err := d.oursByTable(t.Path(), src)
-		if err != nil {
-			return internal(err)
-		}
-		if ours {
-			return nil
-		}
-	}
-	return status.Errorf(codes.FailedPrecondition, "what is mounted on %s is neither in the ledger nor the agent's socket directory %s: it is not the driver's and was not touched; unmount it by hand if nobody needs it", t.Path(), d.cfg.SourceDir)
+// record is the volume's record if it is of this target.
+func (d *Driver) record(id string, vt volumeTarget) (ledger.Record, bool) {
+	r, ok := d.cfg.Ledger.Get(id)
+	return r, ok && r.TargetPath == vt.path()
 }
 
-// oursByTable says whether every mount on the target is of the path of the
-// socket directory, alive or deleted. It reads the whole mount table.
-func (d *Driver) oursByTable(target string, src *mount.Source) (bool, error) {
-	table, err := d.cfg.Mounts.Table()
-	if err != nil {
-		return false, err
-	}
-	ours, err := table.Of(src)
-	if err != nil {
-		return false, err
-	}
-	n := 0
-	for _, point := range d.spellings(target) {
-		all := table.At(point)
-		if len(ours.At(point)) != len(all) {
-			return false, nil
-		}
-		n += len(all)
-	}
-	return n > 0, nil
-}
-
-// spellings are the paths under which the mount table may show a target: the
-// table resolves symbolic links.
-func (d *Driver) spellings(target string) []string {
-	out := []string{target}
-	rel, ok := strings.CutPrefix(target, d.roots[0]+"/")
-	if ok && len(d.roots) > 1 {
-		out = append(out, path.Join(d.roots[1], rel))
-	}
-	return out
-}
-
-// unmountAll takes everything off the target and returns what is left. Each
-// mount is asked for first; a nil mayTake allows all of them.
-func (d *Driver) unmountAll(t Target, mayTake func(mount.State) error) (mount.State, error) {
+// unmountAll takes everything off the target and returns what is left. It stops
+// at a mount that is not ours.
+func (d *Driver) unmountAll(t Target, mine claim) (mount.State, error) {
 	for range maxStack {
-		state, err := d.lookAt(t, mayTake == nil)
+		state, err := mine.look()
 		if err != nil || state.Kind != mount.Mounted {
 			return state, err
 		}
-		if mayTake != nil {
-			if err := mayTake(state); err != nil {
-				return state, err
-			}
+		if err := mine.check(state); err != nil {
+			return state, err
 		}
 		lazy, err := t.Unmount()
 		if err != nil {
@@ -196,17 +137,6 @@ func (d *Driver) unmountAll(t Target, mayTake func(mount.State) error) (mount.St
 		}
 	}
 	return mount.State{}, fmt.Errorf("unmount %s: more than %d mounts are on it", t.Path(), maxStack)
-}
-
-// lookAt is Look, except that a mount of ours whose filesystem no longer
-// answers (the socket directory may be anywhere) is still a mount.
-func (d *Driver) lookAt(t Target, ours bool) (mount.State, error) {
-	state, err := t.Look()
-	if ours && mount.Corrupted(err) {
-		d.log.Warn("what is mounted on the target does not answer and is unmounted unseen", slog.String("target", t.Path()), slog.Any("error", err))
-		return mount.State{Kind: mount.Mounted}, nil
-	}
-	return state, err
 }
 
 // forget removes the record, the last step.

@@ -127,6 +127,41 @@ func TestUnpublishWithoutRecord(t *testing.T) {
 	}
 }
 
+// A stranger's mount on top of ours is not ours because the target is.
+func TestForeignMountOnAVolume(t *testing.T) {
+	n := newNode(t)
+	r := n.request(testUID, testVolume)
+	n.publish(r)
+	bind(t, t.TempDir(), r.GetTargetPath())
+	wantCode(t, callUnpublish(n, r), codes.FailedPrecondition, "not touched")
+	wantCode(t, callPublish(n, r), codes.FailedPrecondition, "not touched")
+	found, _, err := n.driver.Reconcile(context.Background())
+	if err != nil || len(found) != 1 || found[0].Result != csi.ResultFailed {
+		t.Errorf("%+v, %v", found, err)
+	}
+	if got := mountsAt(t, r.GetTargetPath()); got != 2 {
+		t.Fatalf("%d mounts, want ours and the foreign one", got)
+	}
+	n.wantRecord(r, true)
+	if err := unix.Unmount(r.GetTargetPath(), 0); err != nil {
+		t.Fatal(err)
+	}
+	n.unpublish(unpublishOf(r))
+	n.wantNothing(r)
+}
+
+// The host path behind the driver's view of the socket directory was changed:
+// what is mounted is of a path and a file system the driver no longer sees.
+func TestUnpublishAfterTheSourceHasMoved(t *testing.T) {
+	n := newNode(t)
+	r := n.request(testUID, testVolume)
+	n.publish(r)
+	elsewhere := mounttest.Tmpfs(t, "")
+	bind(t, elsewhere, n.source)
+	n.unpublish(unpublishOf(r))
+	n.wantNothing(r)
+}
+
 func TestUnpublishWhileInUse(t *testing.T) {
 	n := newNode(t)
 	r := n.request(testUID, testVolume)
