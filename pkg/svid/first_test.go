@@ -87,3 +87,28 @@ func TestNewEntryDoesNotHideOldIdentity(t *testing.T) {
 		}
 	})
 }
+
+// Nor does a caller lose it by joining others whose first picture still waits.
+func TestJoiningThoseWhoWaitHidesNothing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a := newAuthority()
+		slowFor(a, "entry-new", 300*time.Millisecond, nil)
+		old, added := workload("old"), workload("new")
+		w := run(t, a, newEntries(old, added))
+		s := w.subscribe(newCaller("first", "unix:user:old"))
+		synctest.Wait()
+		first := serial(s.Update())
+		moving := newCaller("moving", "unix:user:old", "unix:uid:1")
+		m := w.subscribe(moving)
+		waiting := w.subscribe(newCaller("waiting", "unix:user:old", "unix:user:new"))
+		if u := waiting.Update(); len(u.Identities) != 0 {
+			t.Fatalf("%+v", u)
+		}
+		moving.become("unix:user:old", "unix:user:new")
+		synctest.Wait()
+		if u := m.Update(); serial(u) != first {
+			t.Errorf("the identity is hidden: %+v", u)
+		}
+	})
+}

@@ -109,7 +109,7 @@ func anything(t *testing.T, rnd *rand.Rand) {
 			})
 		case 9: // the authority fails or recovers
 			w.ca.set(func() {
-				w.ca.fail = nil
+				w.ca.fail, w.ca.delay = nil, time.Duration(rnd.IntN(3))*time.Second
 				if rnd.IntN(2) == 0 {
 					w.ca.fail = func(string) error { return errors.New("away") }
 				}
@@ -120,17 +120,24 @@ func anything(t *testing.T, rnd *rand.Rand) {
 			advance(time.Duration(rnd.Int64N(int64(40 * time.Minute))))
 		}
 		synctest.Wait()
-		for i, h := range streams {
+		for n, h := range streams {
 			u := h.Update()
 			check(t, w, h.c, u, live)
+			if h.last != nil && what < 11 { // in time, a successor may have expired as well
+				for _, i := range h.last.Identities {
+					if e := live[i.Entry.ID]; e != nil && !e.StoreSVID && e.Matches(h.c.Selectors()) && time.Now().Before(i.SVID.NotAfter) && !ready(u, e.ID) {
+						t.Fatalf("step %d: stream %d lost %s, which is valid and its own", what, n, e.ID)
+					}
+				}
+			}
 			told := h.told.Load()
 			if h.last != nil {
 				changed := visible(h.last) != visible(u) || lost(h.last, u)
 				if changed && told == h.heard {
-					t.Fatalf("step %d: stream %d was not told that %s became %s", what, i, visible(h.last), visible(u))
+					t.Fatalf("step %d: stream %d was not told that %s became %s", what, n, visible(h.last), visible(u))
 				}
 				if !changed && told != h.heard && what < 11 {
-					t.Fatalf("step %d: stream %d was told of nothing: %s", what, i, visible(u))
+					t.Fatalf("step %d: stream %d was told of nothing: %s", what, n, visible(u))
 				}
 			}
 			h.heard = told
@@ -190,6 +197,10 @@ func check(t *testing.T, w *world, c *caller, u *svid.Update, live map[string]*e
 	if in, ok := w.m.Inspect(c); !ok || len(in.Entries) != len(want) {
 		t.Fatalf("inspection shows %d entries, want %d", len(in.Entries), len(want))
 	}
+}
+
+func ready(u *svid.Update, id string) bool {
+	return slices.ContainsFunc(u.Identities, func(i *svid.Identity) bool { return i.Entry.ID == id })
 }
 
 // visible is what of an Update a caller can be sent.

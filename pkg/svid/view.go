@@ -77,14 +77,16 @@ func (m *Manager) putLocked(v *view, entries []*entry.Entry, now time.Time) {
 			g.records[i] = m.recordLocked(e)
 			g.records[i].groups[g] = struct{}{}
 		}
-		// A caller that has identities keeps them while a new one is signed.
-		pic := v.pic.Load()
-		g.open = pic != nil && len(pic.update.Identities) > 0
-		if !g.open && len(g.records) > 1 {
+		if len(g.records) > 1 {
 			m.setTimerLocked(&g.hold, g, now.Add(firstHold))
 		}
 		m.groups[key] = g
 		m.soilLocked(g)
+	}
+	if pic := v.pic.Load(); pic != nil && len(pic.update.Identities) > 0 && !g.open {
+		// A caller that has identities keeps them while a new one is signed,
+		// in a new group and among others that wait.
+		m.openLocked(g)
 	}
 	place := v.place
 	v.group, v.place = g, len(g.views)
@@ -136,8 +138,12 @@ func (m *Manager) leaveLocked(g *group, place int, now time.Time) {
 }
 
 // ring ends the wait for the first picture.
-func (g *group) ring(m *Manager, _ time.Time) {
+func (g *group) ring(m *Manager, _ time.Time) { m.openLocked(g) }
+
+// openLocked has a group's identities shown as they come.
+func (m *Manager) openLocked(g *group) {
 	g.open = true
+	m.setTimerLocked(&g.hold, g, unset)
 	m.soilLocked(g)
 }
 
