@@ -68,7 +68,7 @@ const (
 )
 
 func (d *Driver) unpublish(ctx context.Context, id string, vt volumeTarget) (did string, err error) {
-	rec, recorded := d.record(id, vt)
+	_, recorded := d.record(id, vt)
 	t, err := d.cfg.Mounts.Target(vt.root, vt.rel)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -84,7 +84,7 @@ func (d *Driver) unpublish(ctx context.Context, id string, vt volumeTarget) (did
 		return "", internal(err)
 	}
 	// Another process may have been at work until the lock was free.
-	rec, recorded = d.record(id, vt)
+	rec, recorded := d.record(id, vt)
 	mine := d.claim(id, vt, t, rec, recorded)
 	state, err := mine.look()
 	if err != nil {
