@@ -50,7 +50,7 @@ func TestNormalizeArgs(t *testing.T) {
 // touched.
 func FuzzNormalizeArgs(f *testing.F) {
 	for _, s := range []string{
-		"entry create -spiffeID a -node", "-o json", "entry\nshow\n-ojson", "--\n-x", "-", "--", "---", "-=", "--=x", "-o", "-ö",
+		"entry create -spiffeID a -node", "-o json", "entry\nshow\n-ojson", "--\n-x", "-", "--", "---", "---o", "-=", "--=x", "-o", "-ö",
 		"entry show -selector a:b -selector -c", "x509 mint -ttl 1h -dns=a", "explain -pid 1", "\x00", "-\x00=",
 	} {
 		f.Add(strings.ReplaceAll(s, " ", "\n"))

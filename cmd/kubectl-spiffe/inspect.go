@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -315,6 +316,10 @@ func printPhases(w io.Writer, phases []*inspectpb.Explanation_Phase) error {
 	fmt.Fprint(w, "\nWhat happened:\n")
 	t := &table{}
 	t.columns("AT", "AFTER", "PHASE", "DETAIL")
+	// What has a time comes first, in the order given.
+	phases = slices.SortedStableFunc(slices.Values(phases), func(a, b *inspectpb.Explanation_Phase) int {
+		return cmp.Compare(untimed(a), untimed(b))
+	})
 	var before time.Time
 	for _, p := range phases {
 		at, after := "", ""
@@ -328,9 +333,16 @@ func printPhases(w io.Writer, phases []*inspectpb.Explanation_Phase) error {
 			}
 			before = this
 		}
-		t.row(at, after, p.GetName(), p.GetDetail())
+		t.row(at, after, p.GetName(), strings.TrimSpace(p.GetDetail()))
 	}
 	return t.write(w)
+}
+
+func untimed(p *inspectpb.Explanation_Phase) int {
+	if p.GetAt() == nil {
+		return 1
+	}
+	return 0
 }
 
 // fine is a duration with three significant digits.

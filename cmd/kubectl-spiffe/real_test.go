@@ -57,7 +57,7 @@ func TestSameAsSpireServer(t *testing.T) {
 	}
 	ours := func(args ...string) outcome {
 		var out, errs bytes.Buffer
-		code := run(t.Context(), append(args, "-socketPath", socket), system{
+		code := run(context.WithoutCancel(t.Context()), append(args, "-socketPath", socket), system{
 			stdin: strings.NewReader(""), stdout: &out, stderr: &errs, getenv: func(string) string { return "" },
 		})
 		return outcome{out.String(), errs.String(), code != 0}

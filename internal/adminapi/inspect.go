@@ -81,7 +81,8 @@ func (s *inspectService) Explain(ctx context.Context, req *inspectpb.ExplainRequ
 	switch {
 	case errors.Is(err, ErrNotFound):
 		// The source's text is for the user; the sentinel in it is not.
-		return nil, fail(codes.NotFound, strings.TrimSuffix(err.Error(), ": "+ErrNotFound.Error()), nil)
+		text := strings.TrimPrefix(err.Error(), ErrNotFound.Error()+": ")
+		return nil, fail(codes.NotFound, strings.TrimSuffix(text, ": "+ErrNotFound.Error()), nil)
 	case err != nil:
 		return nil, fail(codes.Internal, "failed to explain", err)
 	}
