@@ -57,7 +57,7 @@ func flagSet(o *options, output io.Writer) *flag.FlagSet {
 	fs.StringVar(&o.endpoint, "registration-endpoint", "", "the CSI socket as the kubelet sees it; empty is -csi-socket-path where that is below -kubelet-root, else plugins/NAME/csi.sock below -kubelet-root")
 	fs.BoolVar(&o.anyVolumeID, "any-volume-id", false, "accept volume IDs that are not the kubelet's for the pod and volume of the target path")
 	fs.BoolVar(&o.readOnly, "read-only-mount", false, "make the mount on the host read-only too; in containers it is either way")
-	fs.StringVar(&o.healthAddress, "health-address", "127.0.0.1:9809", "host:port of /livez, /readyz and /metrics; empty for none")
+	fs.StringVar(&o.healthAddress, "health-address", "127.0.0.1:9810", "host:port of /livez, /readyz and /metrics; empty for none")
 	fs.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&o.logFormat, "log-format", "json", "json or text")
 	fs.DurationVar(&o.grace, "shutdown-grace", 10*time.Second, "how long calls that run may take to finish when the driver stops")
