@@ -116,8 +116,8 @@ func (a *Authority) NewDownstreamX509CA(ctx context.Context, csrDER []byte, ttl 
 	if ttl <= 0 {
 		ttl = a.cfg.CATTL
 	}
-	issued, err := a.signWithin(ttl, func(ca *issue.Issuer, notBefore, notAfter time.Time) (*issue.Draft, error) {
-		return ca.PrepareIntermediate(issue.Intermediate{
+	issued, err := a.signWithin(ttl, func(ca *issue.Issuer, notBefore, notAfter time.Time) (*issue.Issued, error) {
+		return ca.IssueIntermediate(issue.Intermediate{
 			TrustDomain: a.cfg.TrustDomain, PublicKey: spki, NotBefore: notBefore, NotAfter: notAfter,
 		})
 	})

@@ -97,9 +97,9 @@ func (a *Authority) signLeaf(leaf issue.Leaf, ttl time.Duration) (*authority.X50
 	if ttl <= 0 {
 		ttl = a.cfg.DefaultX509SVIDTTL
 	}
-	issued, err := a.signWithin(ttl, func(ca *issue.Issuer, notBefore, notAfter time.Time) (*issue.Draft, error) {
+	issued, err := a.signWithin(ttl, func(ca *issue.Issuer, notBefore, notAfter time.Time) (*issue.Issued, error) {
 		leaf.NotBefore, leaf.NotAfter = notBefore, notAfter
-		return ca.PrepareLeaf(leaf)
+		return ca.IssueLeaf(leaf)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("certificate for %s: %w", leaf.ID, err)
@@ -107,9 +107,8 @@ func (a *Authority) signLeaf(leaf issue.Leaf, ttl time.Duration) (*authority.X50
 	return issued, nil
 }
 
-// signWithin signs what prepare drafts, for a validity that lies within the
-// CA's.
-func (a *Authority) signWithin(ttl time.Duration, prepare func(ca *issue.Issuer, notBefore, notAfter time.Time) (*issue.Draft, error)) (*authority.X509Issued, error) {
+// signWithin has a certificate signed for a validity that lies within the CA's.
+func (a *Authority) signWithin(ttl time.Duration, sign func(ca *issue.Issuer, notBefore, notAfter time.Time) (*issue.Issued, error)) (*authority.X509Issued, error) {
 	now := time.Now()
 	ca, err := a.active(kindX509, now)
 	if err != nil {
@@ -123,15 +122,11 @@ func (a *Authority) signWithin(ttl time.Duration, prepare func(ca *issue.Issuer,
 	if notAfter.After(ca.notAfter) {
 		notAfter = ca.notAfter
 	}
-	draft, err := prepare(ca.x509, notBefore, notAfter)
+	issued, err := sign(ca.x509, notBefore, notAfter)
 	if err != nil {
 		return nil, err
 	}
-	der, err := ca.x509.Sign(draft)
-	if err != nil {
-		return nil, err
-	}
-	return &authority.X509Issued{Chain: [][]byte{der}, NotBefore: draft.NotBefore, NotAfter: draft.NotAfter}, nil
+	return &authority.X509Issued{Chain: [][]byte{issued.DER}, NotBefore: issued.NotBefore, NotAfter: issued.NotAfter}, nil
 }
 
 // SignJWT signs for an entry of the registry. ID, TTL and the jti claim are the

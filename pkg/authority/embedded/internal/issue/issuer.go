@@ -17,10 +17,10 @@ import (
 
 // Issuer is a CA certificate and its key, proven to belong together.
 type Issuer struct {
-	cert              *x509.Certificate
-	key               crypto.Signer
-	signing           signing
-	extAuthorityKeyID []byte
+	cert *x509.Certificate
+	key  crypto.Signer
+	alg  x509.SignatureAlgorithm
+	hash crypto.Hash
 }
 
 // Root says what a new self-signed CA certificate contains.
@@ -49,7 +49,7 @@ func NewRoot(keyType KeyType, r Root) (*Issuer, error) {
 	if err != nil {
 		return nil, err
 	}
-	signing, err := signingFor(key.Public())
+	alg, _, err := signingFor(key.Public())
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +63,7 @@ func NewRoot(keyType KeyType, r Root) (*Issuer, error) {
 		Subject:               subject,
 		NotBefore:             r.NotBefore.UTC().Truncate(time.Second),
 		NotAfter:              r.NotAfter.UTC().Truncate(time.Second),
-		SignatureAlgorithm:    signing.alg,
+		SignatureAlgorithm:    alg,
 		SubjectKeyId:          ski,
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true,
@@ -84,7 +84,7 @@ func NewIssuer(td spiffeid.TrustDomain, certDER []byte, key crypto.Signer) (*Iss
 	if err != nil {
 		return nil, fmt.Errorf("parse the CA certificate: %w", err)
 	}
-	signing, err := signingFor(key.Public())
+	alg, hash, err := signingFor(key.Public())
 	if err != nil {
 		return nil, err
 	}
@@ -106,10 +106,7 @@ func NewIssuer(td spiffeid.TrustDomain, certDER []byte, key crypto.Signer) (*Iss
 	case !bytes.Equal(cert.RawSubjectPublicKeyInfo, spki):
 		return nil, errors.New("CA certificate: the key is not the certificate's")
 	}
-	i := &Issuer{
-		cert: cert, key: key, signing: signing,
-		extAuthorityKeyID: extension(oidAuthorityKeyID, false, tlv(tagSequence, tlv(tagContext0, cert.SubjectKeyId))),
-	}
+	i := &Issuer{cert: cert, key: key, alg: alg, hash: hash}
 	return i, i.prove()
 }
 
@@ -117,11 +114,11 @@ func NewIssuer(td spiffeid.TrustDomain, certDER []byte, key crypto.Signer) (*Iss
 // before anybody depends on it.
 func (i *Issuer) prove() error {
 	probe := []byte("spiffe-node CA key self-test")
-	sig, err := i.sign(probe)
+	sig, err := crypto.SignMessage(i.key, rand.Reader, probe, i.hash)
 	if err != nil {
 		return fmt.Errorf("CA key self-test: %w", err)
 	}
-	if err := i.cert.CheckSignature(i.signing.alg, probe, sig); err != nil {
+	if err := i.cert.CheckSignature(i.alg, probe, sig); err != nil {
 		return fmt.Errorf("CA key self-test: %w", err)
 	}
 	return nil
@@ -135,26 +132,6 @@ func (i *Issuer) AuthorityID() string { return hex.EncodeToString(i.cert.Subject
 
 // MarshalKey is the private key in PKCS#8, for the state file only.
 func (i *Issuer) MarshalKey() ([]byte, error) { return x509.MarshalPKCS8PrivateKey(i.key) }
-
-// Sign turns a draft of this issuer into a certificate; a draft can be signed
-// once.
-func (i *Issuer) Sign(d *Draft) ([]byte, error) {
-	if d == nil || d.issuer != i {
-		return nil, errWrongIssuer
-	}
-	d.issuer = nil
-	sig, err := i.sign(d.tbs)
-	if err != nil {
-		return nil, fmt.Errorf("sign: %w", err)
-	}
-	return tlv(tagSequence, d.tbs, i.signing.der, tlv(tagBitString, []byte{0}, sig)), nil
-}
-
-func (i *Issuer) sign(message []byte) ([]byte, error) {
-	h := i.signing.hash.New()
-	h.Write(message)
-	return i.key.Sign(rand.Reader, h.Sum(nil), i.signing.hash)
-}
 
 // PublicKeyFromCSR takes the public key out of a PKCS#10 request whose
 // signature proves that the sender holds the private key. The rest of the

@@ -118,3 +118,22 @@ func subjectKeyID(spki []byte) ([]byte, error) {
 	sum := sha1.Sum(info.PublicKey.Bytes) //nolint:gosec // see the import
 	return sum[:], nil
 }
+
+// signingFor is how a CA key signs certificates.
+func signingFor(pub crypto.PublicKey) (x509.SignatureAlgorithm, crypto.Hash, error) {
+	switch pub := pub.(type) {
+	case *ecdsa.PublicKey:
+		switch pub.Curve {
+		case elliptic.P256():
+			return x509.ECDSAWithSHA256, crypto.SHA256, nil
+		case elliptic.P384():
+			return x509.ECDSAWithSHA384, crypto.SHA384, nil
+		}
+	case *rsa.PublicKey:
+		if err := CheckPublicKey(pub); err != nil {
+			return 0, 0, err
+		}
+		return x509.SHA256WithRSA, crypto.SHA256, nil
+	}
+	return 0, 0, fmt.Errorf("a key of type %T cannot be a CA key here", pub)
+}

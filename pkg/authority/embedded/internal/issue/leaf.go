@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"net/url"
 	"slices"
 	"sync"
 	"time"
@@ -49,10 +50,7 @@ func (l *Leaf) subject() ([]byte, error) {
 	return asn1.Marshal(name.ToRDNSequence())
 }
 
-var (
-	errWrongIssuer = errors.New("draft was prepared by another issuer or is used up")
-	maxSerial      = new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), 128), big.NewInt(1))
-)
+var maxSerial = new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), 128), big.NewInt(1))
 
 // newSerial is a random number from 1 to 2^128-1.
 func newSerial() (*big.Int, error) {
@@ -63,66 +61,51 @@ func newSerial() (*big.Int, error) {
 	return n.Add(n, big.NewInt(1)), nil
 }
 
-// PrepareLeaf builds the certificate of a workload and checks it.
-func (i *Issuer) PrepareLeaf(l Leaf) (*Draft, error) {
-	l.NotBefore, l.NotAfter = l.NotBefore.UTC().Truncate(time.Second), l.NotAfter.UTC().Truncate(time.Second)
-	serial, err := newSerial()
-	if err != nil {
-		return nil, fmt.Errorf("make a serial number: %w", err)
+// IssueLeaf signs the certificate of a workload.
+func (i *Issuer) IssueLeaf(l Leaf) (*Issued, error) {
+	if l.ID.IsZero() {
+		return nil, errors.New("certificate without a SPIFFE ID")
 	}
 	subject, err := l.subject()
 	if err != nil {
 		return nil, fmt.Errorf("encode the subject: %w", err)
 	}
-	ski, err := subjectKeyID(l.PublicKey)
+	p, err := newProfile(subject, l.PublicKey, l.NotBefore, l.NotAfter)
 	if err != nil {
 		return nil, err
 	}
-	tbs := i.buildLeaf(l, serial, subject, ski)
-	if err := i.checkLeaf(tbs, l, serial, subject, ski); err != nil {
-		return nil, fmt.Errorf("certificate for %s does not meet its profile: %w", l.ID, err)
-	}
-	return &Draft{issuer: i, tbs: tbs, NotBefore: l.NotBefore, NotAfter: l.NotAfter, Serial: serial}, nil
+	p.extensions, p.further = leafExtensions, l.check
+	return i.issue(&x509.Certificate{
+		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment | x509.KeyUsageKeyAgreement,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		DNSNames:    l.DNSNames,
+		URIs:        []*url.URL{l.ID.URL()},
+	}, p)
 }
 
-func (i *Issuer) buildLeaf(l Leaf, serial *big.Int, subject, ski []byte) []byte {
-	sans := make([][]byte, 0, len(l.DNSNames)+1)
-	for _, name := range l.DNSNames {
-		sans = append(sans, tlv(tagContext2, []byte(name)))
+// newProfile draws the serial number and derives the key identifier.
+func newProfile(subject, spki []byte, notBefore, notAfter time.Time) (p profile, err error) {
+	p = profile{subject: subject, spki: spki, notBefore: notBefore.UTC().Truncate(time.Second), notAfter: notAfter.UTC().Truncate(time.Second)}
+	if p.serial, err = newSerial(); err != nil {
+		return p, fmt.Errorf("make a serial number: %w", err)
 	}
-	sans = append(sans, tlv(tagContext6, []byte(l.ID.String())))
-	return i.build(serial, subject, l.PublicKey, l.NotBefore, l.NotAfter,
-		extLeafKeyUsage,
-		extLeafExtUse,
-		extLeafBasic,
-		extension(oidSubjectKeyID, false, tlv(tagOctets, ski)),
-		i.extAuthorityKeyID,
-		extension(oidSAN, false, tlv(tagSequence, sans...)),
-	)
+	p.ski, err = subjectKeyID(spki)
+	return p, err
 }
 
-// leafExtensions is the number of extensions of the profile: anything more was
-// smuggled in.
+// leafExtensions: key usage, extended key usage, basic constraints, two key
+// identifiers, SAN.
 const leafExtensions = 6
 
-// checkLeaf compares what a relying party would read with the profile.
-func (i *Issuer) checkLeaf(tbs []byte, l Leaf, serial *big.Int, subject, ski []byte) error {
-	cert, err := i.parseDraft(tbs)
-	if err != nil {
-		return err
-	}
-	if err := i.checkCommon(cert, serial, subject, l.PublicKey, ski, l.NotBefore, l.NotAfter); err != nil {
-		return err
-	}
+// check compares what is a workload's alone.
+func (l *Leaf) check(cert *x509.Certificate) error {
 	switch {
-	case l.ID.IsZero():
-		return errors.New("no SPIFFE ID")
 	case len(l.DNSNames) > 0 && cert.Subject.CommonName != l.DNSNames[0]:
 		return errors.New("common name is not the first DNS name")
 	case l.Subject == nil && (!slices.Equal(cert.Subject.Country, leafName.Country) || !slices.Equal(cert.Subject.Organization, leafName.Organization)):
 		return errors.New("subject is not C=US, O=SPIRE")
-	case !cert.BasicConstraintsValid || cert.IsCA:
-		return errors.New("basic constraints")
+	case cert.IsCA:
+		return errors.New("it is a CA's")
 	case cert.KeyUsage != x509.KeyUsageDigitalSignature|x509.KeyUsageKeyEncipherment|x509.KeyUsageKeyAgreement:
 		return fmt.Errorf("key usage %b", cert.KeyUsage)
 	case !slices.Equal(cert.ExtKeyUsage, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}) || len(cert.UnknownExtKeyUsage) > 0:
@@ -131,8 +114,6 @@ func (i *Issuer) checkLeaf(tbs []byte, l Leaf, serial *big.Int, subject, ski []b
 		return fmt.Errorf("URI SANs %v", cert.URIs)
 	case !slices.Equal(cert.DNSNames, l.DNSNames):
 		return fmt.Errorf("DNS SANs %q", cert.DNSNames)
-	case len(cert.Extensions) != leafExtensions:
-		return errors.New("extensions")
 	}
 	return nil
 }
