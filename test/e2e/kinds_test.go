@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"testing"
@@ -23,8 +24,10 @@ func testStranger(t *testing.T) {
 	if err := node.Apply(ctx, "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: stranger, namespace: known}\n"); err != nil {
 		t.Fatal(err)
 	}
+	begun := time.Now()
 	pod := create(t, "known", probePod("stranger", "stranger"))
 	probeLog(t, pod, time.Minute, has("ROOTCA"))
+	t.Logf("POST -> ROOTCA: %s", time.Since(begun).Round(time.Millisecond))
 	<-time.After(3 * time.Second)
 	log := probeLog(t, pod, 10*time.Second, has("ROOTCA"))
 	if got, ok := log.First("default"); ok {
@@ -33,10 +36,10 @@ func testStranger(t *testing.T) {
 	if len(log.Errors()) > 0 {
 		t.Errorf("its streams ended: %v", log.Errors())
 	}
-	remove(t, pod)
+	t.Logf("pod deleted in %s", remove(t, pod).Round(time.Millisecond))
 }
 
-// containers changes the spec of a probe pod.
+// change edits the spec of a probe pod.
 type change func(spec map[string]any)
 
 func set(key string, value any) change { return func(spec map[string]any) { spec[key] = value } }
@@ -46,9 +49,7 @@ func set(key string, value any) change { return func(spec map[string]any) { spec
 func asInit(fields map[string]any) change {
 	return func(spec map[string]any) {
 		c := spec["containers"].([]any)[0].(map[string]any)
-		for k, v := range fields {
-			c[k] = v
-		}
+		maps.Copy(c, fields)
 		spec["initContainers"] = []any{c}
 		spec["containers"] = []any{map[string]any{"name": "main", "image": pauseImage, "imagePullPolicy": "Never"}}
 	}

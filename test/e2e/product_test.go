@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spiffe-node/spiffe-node/test/e2e/cluster"
+	"github.com/spiffe-node/spiffe-node/test/e2e/probe"
 )
 
 // TestProduct installs the bundle and takes it through a node's life. Its
@@ -46,6 +48,7 @@ func TestProduct(t *testing.T) {
 		{"reboot", testReboot},
 		{"stranger", testStranger},
 		{"kinds of pods", testKinds},
+		{"mutual TLS", testMutualTLS},
 		{"burst", testBurst},
 		{"nothing left", testNothingLeft},
 	} {
@@ -67,6 +70,13 @@ func testLate(t *testing.T) {
 	if len(log.Errors()) > 0 {
 		t.Errorf("streams of an unregistered pod ended: %v", log.Errors())
 	}
+	explained := cli(t, "explain", "-pod", "late/web")
+	t.Logf("explain -pod late/web:\n%s", explained)
+	for _, want := range []string{"late", "web", pod.Metadata.UID} {
+		if !strings.Contains(explained, want) {
+			t.Errorf("explain does not mention %q", want)
+		}
+	}
 	begun := time.Now()
 	id := register(t, "late", "web")
 	log = probeLog(t, pod, 30*time.Second, has("default"))
@@ -83,6 +93,33 @@ func testLate(t *testing.T) {
 	}
 	remove(t, pod)
 	gone(t, pod)
+}
+
+// testMutualTLS lets two pods of different service accounts shake hands with
+// what they were sent.
+func testMutualTLS(t *testing.T) {
+	t.Helper()
+	namespace(t, "tls", "server", "client")
+	ids := map[string]string{"server": register(t, "tls", "server"), "client": register(t, "tls", "client")}
+	server := create(t, "tls", probePod("server", "server", "-listen", ":8443"))
+	ready, err := node.WaitReady(within(t, time.Minute), "tls", "server")
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := create(t, "tls", probePod("client", "client", "-dial", ready.Status.PodIP+":8443"))
+	for name, pod := range map[string]*cluster.Pod{"client": server, "server": client} {
+		want := ids[name] // the other's
+		probeLog(t, pod, time.Minute, func(log probe.Log) error {
+			for _, ev := range log {
+				if ev.Kind == probe.Peer && ev.Message == "" && ev.SPIFFEID == want {
+					return nil
+				}
+			}
+			return fmt.Errorf("no handshake with %s in %+v", want, log)
+		})
+	}
+	remove(t, client)
+	remove(t, server)
 }
 
 // testKnown measures pods whose entry is there before them.
@@ -126,15 +163,28 @@ func pods(t *testing.T) []cluster.Pod {
 	return all
 }
 
-// testNothingLeft deletes every pod with a volume.
+// testNothingLeft deletes every pod with a volume, some one by one and the
+// rest together.
 func testNothingLeft(t *testing.T) {
 	t.Helper()
 	var took []time.Duration
-	for _, pod := range pods(t) {
+	all := pods(t)
+	single := min(10, len(all))
+	for _, pod := range all[:single] {
 		took = append(took, remove(t, &pod))
+	}
+	t.Logf("pod deleted -> gone, one by one: %s", quantiles(took))
+	for _, pod := range all[single:] {
+		if err := node.DeletePod(within(t, 30*time.Second), pod.Metadata.Namespace, pod.Metadata.Name, -1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, pod := range all {
+		if err := node.WaitGone(within(t, 2*time.Minute), pod.Metadata.Namespace, pod.Metadata.Name, pod.Metadata.UID); err != nil {
+			t.Fatal(err)
+		}
 		gone(t, &pod)
 	}
-	t.Logf("pod deleted -> gone: %s", quantiles(took))
 	if mounts := volumeMounts(t, ""); len(mounts) > 0 {
 		t.Errorf("mounts left over: %q", mounts)
 	}

@@ -26,7 +26,7 @@ func Down(ctx context.Context, cfg Config) error {
 			return err
 		}
 	}
-	lock, err := takeLock()
+	lock, err := takeLock(ctx)
 	if err != nil {
 		return err
 	}
@@ -39,7 +39,7 @@ func (c *Cluster) Close(ctx context.Context) error {
 	if err := c.end(ctx); err != nil {
 		return err
 	}
-	lock, err := takeLock()
+	lock, err := takeLock(ctx)
 	if err != nil {
 		return err
 	}

@@ -50,7 +50,7 @@ func Up(ctx context.Context, cfg Config) (*Cluster, error) {
 	if err := Down(ctx, cfg); err != nil {
 		return nil, err
 	}
-	lock, err := takeLock()
+	lock, err := takeLock(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -15,6 +15,7 @@ const (
 	Start  = "start"  // the process runs
 	Secret = "secret" // a secret came
 	Error  = "error"  // a stream ended
+	Peer   = "peer"   // a mutual TLS handshake with SPIFFEID, or Message why not
 )
 
 // Event is one line of a probe's output.
@@ -89,6 +90,23 @@ func (l Log) Errors() Log {
 		}
 	}
 	return errs
+}
+
+// Down is how many streams have ended and not come back yet.
+func (l Log) Down() int {
+	up := map[string]bool{}
+	for _, ev := range l {
+		if ev.Kind == Secret || ev.Kind == Error {
+			up[fmt.Sprint(ev.Conn, ev.Name)] = ev.Kind == Secret
+		}
+	}
+	down := 0
+	for _, isUp := range up {
+		if !isUp {
+			down++
+		}
+	}
+	return down
 }
 
 // Outages are how long each stream was without a server: from the end of a

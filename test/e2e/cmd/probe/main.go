@@ -40,6 +40,8 @@ func main() {
 	start := time.Now()
 	socket := flag.String("socket", "/run/secrets/workload-spiffe-uds/socket", "path of the SDS socket")
 	names := flag.String("names", "default,ROOTCA", "secrets to ask for, one stream each")
+	listen := flag.String("listen", "", "address to shake hands at, with the secrets received")
+	peer := flag.String("dial", "", "address to shake hands with, with the secrets received")
 	once := flag.Bool("once", false, "end with success when every secret has come")
 	count := flag.Int("repeat", 1, "connections to hold, each with all names")
 	flag.Parse()
@@ -47,7 +49,18 @@ func main() {
 	defer stop()
 	out := &reporter{start: start, enc: json.NewEncoder(os.Stdout)}
 	out.report(probe.Event{Kind: probe.Start})
+	own := new(material)
 	var group sync.WaitGroup
+	if *listen != "" {
+		group.Go(func() {
+			if err := own.serve(ctx, *listen, out); err != nil {
+				fmt.Fprintln(os.Stderr, "probe:", err)
+			}
+		})
+	}
+	if *peer != "" {
+		group.Go(func() { own.dial(ctx, *peer, out) })
+	}
 	for i := range *count {
 		conn, err := grpc.NewClient("unix://"+*socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
 			// The waits between attempts are ours; the channel must not add its own.
@@ -58,7 +71,7 @@ func main() {
 		}
 		defer conn.Close()
 		for name := range strings.SplitSeq(*names, ",") {
-			s := &subscription{client: secretv3.NewSecretDiscoveryServiceClient(conn), conn: i, name: name, once: *once, out: out}
+			s := &subscription{client: secretv3.NewSecretDiscoveryServiceClient(conn), conn: i, name: name, once: *once, own: own, out: out}
 			group.Go(func() { s.hold(ctx) })
 		}
 	}
@@ -71,6 +84,7 @@ type subscription struct {
 	conn     int
 	name     string
 	once     bool // one secret is enough
+	own      *material
 	out      *reporter
 	attempts int
 	version  string
@@ -130,6 +144,7 @@ func (s *subscription) stream(ctx context.Context) (got bool, err error) {
 				continue
 			}
 			got = true
+			s.own.take(&secret)
 			ev := describe(&secret)
 			ev.Kind, ev.Name, ev.Conn, ev.Attempt = probe.Secret, s.name, s.conn, s.attempts
 			s.out.report(ev)
