@@ -2,15 +2,20 @@ package adminapi_test
 
 import (
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/spiffe-node/spiffe-node/internal/adminapi"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/entrypb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/typespb"
+	"github.com/spiffe-node/spiffe-node/pkg/attest"
+	"github.com/spiffe-node/spiffe-node/pkg/entry"
 )
 
 // newEntry is a valid entry of its own SPIFFE ID.
@@ -412,4 +417,50 @@ func TestListEntriesPages(t *testing.T) {
 	}
 	_, err := c.ListEntries(t.Context(), &entrypb.ListEntriesRequest{PageSize: 1, PageToken: "x"})
 	want{13, "failed to list entries: datastore-sql: rpc error: code = InvalidArgument desc = could not parse token 'x'"}.checkError(t, err)
+}
+
+// The SPIRE controller manager asks with such an entry which fields a server
+// knows, and dereferences what it gets.
+func TestControllerManagerProbe(t *testing.T) {
+	c := entrypb.NewEntryClient(wire(t))
+	const path = "/spire-controller-manager/unsupported-fields-test"
+	probe := func() *typespb.Entry {
+		return &typespb.Entry{
+			SpiffeId: id("td", path), ParentId: id("td", path), Selectors: selectors("a:1"),
+			X509SvidTtl: 60, JwtSvidTtl: 60, StoreSvid: true, Hint: "hint",
+		}
+	}
+	for i, r := range create(t, c, probe(), probe()) {
+		[]want{ok, {6, "similar entry already exists"}}[i].checkStatus(t, r.GetStatus())
+		if e := r.GetEntry(); e.GetJwtSvidTtl() != 60 || e.GetHint() != "hint" || !e.GetStoreSvid() || e.GetId() == "" {
+			t.Errorf("result %d: %v", i, e)
+		}
+	}
+}
+
+func BenchmarkListEntriesPage(b *testing.B) {
+	a := openAuthority(b)
+	var in []*entry.Entry
+	for i := range 100_000 {
+		in = append(in, &entry.Entry{
+			ParentID: localID, SPIFFEID: spiffeid.RequireFromPathf(td, "/w/%d", i),
+			Selectors: attest.MustSelectors("k8s:ns:x", fmt.Sprintf("k8s:sa:%d", i)),
+		})
+	}
+	for _, r := range a.CreateEntries(b.Context(), in...) {
+		if r.Err != nil {
+			b.Fatal(r.Err)
+		}
+	}
+	c := entrypb.NewEntryClient(dial(b, start(b, adminapi.Config{Authority: a, Logger: slog.New(slog.DiscardHandler)})))
+	for name, token := range map[string]string{"first": "", "last": "99500"} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				resp, err := c.ListEntries(b.Context(), &entrypb.ListEntriesRequest{PageSize: 500, PageToken: token})
+				if err != nil || len(resp.GetEntries()) != 500 {
+					b.Fatal(len(resp.GetEntries()), err)
+				}
+			}
+		})
+	}
 }

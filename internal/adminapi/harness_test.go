@@ -32,73 +32,73 @@ var (
 
 // openAuthority is an embedded authority in a scratch directory, with the
 // local agent in it.
-func openAuthority(t *testing.T) *embedded.Authority {
-	t.Helper()
-	a, err := embedded.Open(embedded.Config{TrustDomain: td, StatePath: filepath.Join(t.TempDir(), "state", "authority.db")})
+func openAuthority(tb testing.TB) *embedded.Authority {
+	tb.Helper()
+	a, err := embedded.Open(embedded.Config{TrustDomain: td, StatePath: filepath.Join(tb.TempDir(), "state", "authority.db")})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := a.Close(); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
-	_, err = a.UpsertAgent(t.Context(), &embedded.Agent{
+	_, err = a.UpsertAgent(tb.Context(), &embedded.Agent{
 		ID: localID, AttestationType: "local", Serial: "42", ExpiresAt: time.Now().Add(time.Hour),
 		Selectors: attest.MustSelectors("local:node:node1"), Version: "test",
 	})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return a
 }
 
 // start runs a server until the test ends and returns its socket.
-func start(t *testing.T, cfg adminapi.Config) string {
-	t.Helper()
+func start(tb testing.TB, cfg adminapi.Config) string {
+	tb.Helper()
 	if cfg.SocketPath == "" {
-		cfg.SocketPath = filepath.Join(shortDir(t), "admin", "api.sock")
+		cfg.SocketPath = filepath.Join(shortDir(tb), "admin", "api.sock")
 	}
 	if cfg.TrustDomain.IsZero() {
 		cfg.TrustDomain = td
 	}
 	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+		cfg.Logger = slog.New(slog.NewTextHandler(tb.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	s, err := adminapi.New(t.Context(), cfg)
+	s, err := adminapi.New(tb.Context(), cfg)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	return cfg.SocketPath
 }
 
 // shortDir is a scratch directory whose path leaves room in a socket address.
-func shortDir(t *testing.T) string {
-	t.Helper()
+func shortDir(tb testing.TB) string {
+	tb.Helper()
 	dir, err := os.MkdirTemp("", "sn") //nolint:usetesting // its paths are too long for a socket
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
 }
 
-func dial(t *testing.T, socket string) *grpc.ClientConn {
-	t.Helper()
+func dial(tb testing.TB, socket string) *grpc.ClientConn {
+	tb.Helper()
 	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { _ = conn.Close() })
+	tb.Cleanup(func() { _ = conn.Close() })
 	return conn
 }
 

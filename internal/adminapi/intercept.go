@@ -37,7 +37,8 @@ var notLocal = map[string]bool{
 // interceptor puts around every call what no handler may forget: the policy,
 // a request ID, recovery from panics and the log line.
 type interceptor struct {
-	log *slog.Logger
+	log    *slog.Logger
+	record *slog.Logger
 }
 
 func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
@@ -74,6 +75,7 @@ type call struct {
 	method string
 	start  time.Time
 	log    *slog.Logger
+	record *slog.Logger
 }
 
 func (i *interceptor) begin(ctx context.Context, method string) *call {
@@ -86,7 +88,7 @@ func (i *interceptor) begin(ctx context.Context, method string) *call {
 			attrs = append(attrs, slog.Int("caller_pid", int(who.pid)), slog.Uint64("caller_uid", uint64(who.uid)))
 		}
 	}
-	return &call{method: method, start: time.Now(), log: i.log.With(attrs...)}
+	return &call{method: method, start: time.Now(), log: i.log.With(attrs...), record: i.record.With(attrs...)}
 }
 
 func (c *call) authorize() error {
@@ -129,7 +131,7 @@ func audit(ctx context.Context, what string, err error, attrs ...slog.Attr) {
 		attrs = append(attrs, slog.String("error", err.Error()))
 	}
 	attrs = append(attrs, slog.String("change", what), slog.String("outcome", outcome), slog.Bool("audit", true))
-	c.log.LogAttrs(ctx, level, "admin change", attrs...)
+	c.record.LogAttrs(ctx, level, "admin change", attrs...)
 }
 
 type callKey struct{}

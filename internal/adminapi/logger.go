@@ -54,7 +54,8 @@ func (s *loggerService) SetLogLevel(ctx context.Context, req *loggerpb.SetLogLev
 	}
 	for _, pair := range levels {
 		if pair.wire == req.GetNewLevel() {
-			// Before the change, which may silence the record of it.
+			// Before the change, which may silence the record of it if the
+			// record goes to the log.
 			audit(ctx, "set log level", nil, slog.String("level", pair.wire.String()))
 			s.level.Set(pair.slog)
 			return s.state(), nil

@@ -51,8 +51,12 @@ type Config struct {
 	// LogLevel is what the Logger service reads and sets; nil = no Logger
 	// service. The level at New is the launch level.
 	LogLevel *slog.LevelVar
-	// Logger gets one line per call and one per change; nil = discarded.
+	// Logger gets one line per call; nil = discarded.
 	Logger *slog.Logger
+	// Audit gets one record per change, done or refused; nil = Logger. Give it
+	// a logger that LogLevel does not govern, or whoever may set the level can
+	// silence the record.
+	Audit *slog.Logger
 }
 
 // Server is the admin socket.
@@ -73,12 +77,15 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Audit == nil {
+		cfg.Audit = cfg.Logger
+	}
 	lis, err := listen(ctx, cfg.SocketPath, cfg.Group)
 	if err != nil {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, lis: lis}
-	i := &interceptor{log: cfg.Logger}
+	i := &interceptor{log: cfg.Logger, record: cfg.Audit}
 	s.grpc = grpc.NewServer(grpc.UnaryInterceptor(i.unary), grpc.StreamInterceptor(i.stream), grpc.WaitForHandlers(true))
 	s.register()
 	return s, nil

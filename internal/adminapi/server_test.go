@@ -23,6 +23,7 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/adminapi"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/bundlepb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/entrypb"
+	"github.com/spiffe-node/spiffe-node/internal/spirewire/loggerpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/typespb"
 	"github.com/spiffe-node/spiffe-node/pkg/authority/embedded"
 )
@@ -271,6 +272,24 @@ func TestEveryChangeIsRecorded(t *testing.T) {
 				t.Errorf("record %d lacks %q: %s", i, part, records[i])
 			}
 		}
+	}
+}
+
+// Who may set the log level cannot silence the record.
+func TestRecordSurvivesTheLogLevel(t *testing.T) {
+	var record buffer
+	var level slog.LevelVar
+	conn := dial(t, start(t, adminapi.Config{
+		Authority: openAuthority(t), LogLevel: &level,
+		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: &level})),
+		Audit:  slog.New(slog.NewTextHandler(&record, nil)),
+	}))
+	if _, err := loggerpb.NewLoggerClient(conn).SetLogLevel(t.Context(), &loggerpb.SetLogLevelRequest{NewLevel: typespb.LogLevel_PANIC}); err != nil {
+		t.Fatal(err)
+	}
+	create(t, entrypb.NewEntryClient(conn), newEntry("/quiet"))
+	if got := record.String(); !strings.Contains(got, "set log level") || !strings.Contains(got, "spiffe://td/quiet") {
+		t.Errorf("record: %s", got)
 	}
 }
 
