@@ -8,6 +8,8 @@ BIN      := $(CURDIR)/bin
 TOOLS    := $(CURDIR)/.bin
 COMMANDS := csi-driver sds-agent kubectl-spiffe
 LDFLAGS  := -s -w -X main.version=$(VERSION)
+# Without request tracing, grpc carries no template engine: 3 MB less in memory.
+BUILD    := CGO_ENABLED=0 go build -trimpath -tags grpcnotrace
 GOLANGCI := v2.15.0
 
 .PHONY: help all build demo test unit sanity fuzz-short lint fmt generate generate-check bench tools clean
@@ -19,18 +21,19 @@ all: build lint test ## everything a change must pass
 
 build: ## static binaries in bin/
 	@mkdir -p $(BIN)
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./cmd/,$(COMMANDS))
+	$(BUILD) -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./cmd/,$(COMMANDS))
 
 demo: build ## the whole product on this machine in under a minute, nothing left behind
 	@mkdir -p $(BIN)
-	@CGO_ENABLED=0 go build -trimpath -o $(BIN)/ ./test/demo
+	@$(BUILD) -o $(BIN)/ ./test/demo
 	@$(BIN)/demo -bin $(BIN)
 
 test: unit sanity ## all tests; the mount tests are real when run as root
 
 unit: ## tests of the product and its interoperation, with the race detector
 	go vet ./...
-	go test -race -timeout 20m ./...
+	go test -race -timeout 20m $$(go list ./... | grep -v /test/)
+	go test -race -timeout 20m -count=1 ./test/... # these build and run the commands: no result may be cached
 
 sanity: ## csi-sanity against the real driver
 	cd test/sanity && go test -race -timeout 10m -v ./...

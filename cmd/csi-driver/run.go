@@ -37,7 +37,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	health := daemon.NewHealth(reg, false)
+	health := daemon.NewHealth(reg)
 	healthTask, at, err := health.Task(o.healthAddress)
 	if err != nil {
 		return err

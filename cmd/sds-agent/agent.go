@@ -13,6 +13,7 @@ import (
 
 	"github.com/spiffe-node/spiffe-node/internal/config"
 	"github.com/spiffe-node/spiffe-node/internal/daemon"
+	"github.com/spiffe-node/spiffe-node/internal/daemon/profile"
 	"github.com/spiffe-node/spiffe-node/internal/peersock"
 )
 
@@ -43,7 +44,10 @@ func newAgent(_ context.Context, cfg *config.Agent, log *slog.Logger, level *slo
 			ConstLabels: prometheus.Labels{"version": version, "trust_domain": cfg.TrustDomain, "mode": cfg.Mode},
 		}, func() float64 { return 1 }),
 	)
-	a := &agent{cfg: cfg, log: log, level: level, started: time.Now(), metrics: reg, health: daemon.NewHealth(reg, cfg.Health.Profiling)}
+	a := &agent{cfg: cfg, log: log, level: level, started: time.Now(), metrics: reg, health: daemon.NewHealth(reg)}
+	if cfg.Health.Profiling {
+		profile.Serve(a.health)
+	}
 	a.health.AddReady("agent", func() error {
 		if n := a.node.Load(); n != nil {
 			return n.ready()

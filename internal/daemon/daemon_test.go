@@ -68,7 +68,7 @@ func TestRunEndsWhenATaskIsMissing(t *testing.T) {
 func TestHealth(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: "answer", Help: "."}))
-	h := daemon.NewHealth(reg, false)
+	h := daemon.NewHealth(reg)
 	var broken error
 	h.AddLive("alive", func() error { return nil })
 	h.AddReady("authority", func() error { return broken })
@@ -120,7 +120,7 @@ func TestHealth(t *testing.T) {
 }
 
 func TestHealthTask(t *testing.T) {
-	h := daemon.NewHealth(nil, false)
+	h := daemon.NewHealth(nil)
 	task, addr, err := h.Task("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

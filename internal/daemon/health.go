@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/http/pprof"
 	"sync"
 	"time"
 
@@ -19,8 +18,7 @@ import (
 // not block and must not ask anybody outside the process.
 type Check func() error
 
-// Health serves /livez, /readyz, /metrics and, if asked, /debug/pprof. It is
-// built and run before everything else, so that a daemon that waits for
+// Health serves /livez, /readyz, /metrics and what Handle adds. It is built and run before everything else, so that a daemon that waits for
 // something can say what it waits for. Safe for concurrent use.
 type Health struct {
 	mu    sync.Mutex
@@ -30,20 +28,19 @@ type Health struct {
 }
 
 // NewHealth builds the endpoint; gatherer may be nil for no /metrics.
-func NewHealth(gatherer prometheus.Gatherer, profiling bool) *Health {
+func NewHealth(gatherer prometheus.Gatherer) *Health {
 	h := &Health{live: map[string]Check{}, ready: map[string]Check{}, mux: http.NewServeMux()}
 	h.mux.HandleFunc("GET /livez", h.serve(func() map[string]Check { return h.live }))
 	h.mux.HandleFunc("GET /readyz", h.serve(func() map[string]Check { return h.ready }))
 	if gatherer != nil {
 		h.mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{}))
 	}
-	if profiling {
-		h.mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-		h.mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-		h.mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	}
 	return h
 }
+
+// Handle adds an endpoint, with the pattern of http.ServeMux. Call it before
+// the endpoint is served.
+func (h *Health) Handle(pattern string, handler http.Handler) { h.mux.Handle(pattern, handler) }
 
 // AddLive adds a check to /livez: failing means that only a restart helps.
 func (h *Health) AddLive(name string, c Check) { h.add(h.live, name, c) }
