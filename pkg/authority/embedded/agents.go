@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,10 +23,14 @@ type Agent struct {
 	AttestationType string
 	Serial          string // decimal; empty when banned
 	ExpiresAt       time.Time
-	Selectors       attest.Selectors
-	Banned          bool
-	CanReattest     bool
-	Version         string
+	// NewSerial is that of a renewed SVID the agent has not used yet; the old
+	// one counts until it does. Empty = none.
+	NewSerial    string
+	NewExpiresAt time.Time
+	Selectors    attest.Selectors
+	Banned       bool
+	CanReattest  bool
+	Version      string // empty = not known
 }
 
 // agentBook is all agents at one moment. Immutable.
@@ -76,7 +81,8 @@ func (a *Authority) AgentCount() int { return a.agents.get().byRow.Len() }
 func (a *Authority) Agent(id spiffeid.ID) (*Agent, error) { return a.agents.get().get(id) }
 
 // UpsertAgent records an attestation or a renewal. A ban stays: only
-// DeleteAgent lifts it. Errors: ErrInvalid, ErrPrecondition (banned).
+// DeleteAgent lifts it. A version that is not given stays as it was. Errors:
+// ErrInvalid, ErrPrecondition (banned).
 func (a *Authority) UpsertAgent(ctx context.Context, agent *Agent) (*Agent, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -93,7 +99,7 @@ func (a *Authority) UpsertAgent(ctx context.Context, agent *Agent) (*Agent, erro
 		if old.Banned {
 			return nil, &kindError{ErrPrecondition, "agent is banned", nil}
 		}
-		c.Row = old.Row
+		c.Row, c.Version = old.Row, cmp.Or(c.Version, old.Version)
 	}
 	c.Banned = false
 	return a.storeAgent(book, &c)
@@ -113,7 +119,7 @@ func (a *Authority) BanAgent(ctx context.Context, id spiffeid.ID) (*Agent, error
 		return nil, err
 	}
 	c := *old
-	c.Banned, c.Serial = true, ""
+	c.Banned, c.Serial, c.NewSerial, c.NewExpiresAt = true, "", "", time.Time{}
 	banned, err := a.storeAgent(book, &c)
 	if err != nil {
 		return nil, err
@@ -121,6 +127,28 @@ func (a *Authority) BanAgent(ctx context.Context, id spiffeid.ID) (*Agent, error
 	a.nudge()
 	a.log.Warn("agent banned", slog.String("agent_id", id.String()))
 	return banned, nil
+}
+
+// UpdateAgent lets edit change a copy of an agent's record; ID and row are not
+// its business. An error ends the update and is returned as it is. Errors: those
+// of edit, ErrNotFound.
+func (a *Authority) UpdateAgent(ctx context.Context, id spiffeid.ID, edit func(*Agent) error) (*Agent, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	book := a.agents.get()
+	old, err := book.get(id)
+	if err != nil {
+		return nil, err
+	}
+	c := *old
+	if err := edit(&c); err != nil {
+		return nil, err
+	}
+	c.ID, c.Row = old.ID, old.Row
+	return a.storeAgent(book, &c)
 }
 
 // storeAgent stores and publishes an agent. The caller holds mu.
@@ -136,7 +164,8 @@ func (a *Authority) storeAgent(book *agentBook, agent *Agent) (*Agent, error) {
 	return agent, nil
 }
 
-// DeleteAgent forgets an agent; it may attest again. Error: ErrNotFound.
+// DeleteAgent forgets an agent; it may attest again. The alias that came with
+// its join token goes too. Error: ErrNotFound.
 func (a *Authority) DeleteAgent(ctx context.Context, id spiffeid.ID) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -148,7 +177,7 @@ func (a *Authority) DeleteAgent(ctx context.Context, id spiffeid.ID) error {
 	if err != nil {
 		return err
 	}
-	if err := a.commit(remove(bucketAgents, rowKey(old.Row))); err != nil {
+	if err := a.storeEntries(nil, a.aliasesOf(old), remove(bucketAgents, rowKey(old.Row))); err != nil {
 		return fmt.Errorf("delete agent %s: %w", id, err)
 	}
 	a.agents.set(book.without(old))
@@ -161,6 +190,8 @@ type agentRecord struct {
 	AttestationType string            `json:"attestation_type"`
 	Serial          string            `json:"serial,omitempty"`
 	ExpiresAt       time.Time         `json:"expires_at,omitzero"`
+	NewSerial       string            `json:"new_serial,omitempty"`
+	NewExpiresAt    time.Time         `json:"new_expires_at,omitzero"`
 	Selectors       []attest.Selector `json:"selectors,omitempty"`
 	Banned          bool              `json:"banned,omitempty"`
 	CanReattest     bool              `json:"can_reattest,omitempty"`
@@ -171,6 +202,7 @@ func encodeAgent(a *Agent) ([]byte, error) {
 	rec := agentRecord{
 		ID: a.ID, AttestationType: a.AttestationType, Serial: a.Serial, ExpiresAt: a.ExpiresAt.UTC(),
 		Banned: a.Banned, CanReattest: a.CanReattest, Version: a.Version,
+		NewSerial: a.NewSerial, NewExpiresAt: a.NewExpiresAt.UTC(),
 	}
 	for s := range a.Selectors.All() {
 		rec.Selectors = append(rec.Selectors, s)
@@ -192,6 +224,7 @@ func decodeAgent(row int64, content []byte) (*Agent, error) {
 	}
 	return &Agent{
 		Row: row, ID: rec.ID, AttestationType: rec.AttestationType, Serial: rec.Serial, ExpiresAt: rec.ExpiresAt,
+		NewSerial: rec.NewSerial, NewExpiresAt: rec.NewExpiresAt,
 		Selectors: attest.NewSelectors(rec.Selectors...), Banned: rec.Banned, CanReattest: rec.CanReattest, Version: rec.Version,
 	}, nil
 }

@@ -43,8 +43,9 @@ type Authority struct {
 
 	// mu is held during a change, from reading the present state to
 	// publishing the new one; it guards the store and every set above.
-	mu    sync.Mutex
-	store store
+	mu     sync.Mutex
+	store  store
+	tokens map[string]time.Time // join token -> when it expires
 }
 
 var _ authority.Authority = (*Authority)(nil)
@@ -125,7 +126,7 @@ func (a *Authority) Run(ctx context.Context) error {
 		case <-rotation.C:
 			what, err = "rotate the CA", a.rotate(time.Now())
 		case <-entries.C:
-			what, err = "delete expired entries", a.pruneEntries(time.Now())
+			what, err = "delete expired entries and join tokens", errors.Join(a.pruneEntries(time.Now()), a.pruneTokens(time.Now()))
 		case <-bundle.C:
 			what, err = "prune the trust bundle", a.pruneBundle(time.Now())
 		}

@@ -203,7 +203,10 @@ func (s *boltStore) load(f func(bucket, key string, value []byte) error) error {
 		return s.db.View(func(tx *bolt.Tx) error {
 			for _, name := range dataBuckets {
 				b := tx.Bucket([]byte(name))
-				if b == nil {
+				switch {
+				case b == nil && laterBuckets[name]:
+					continue
+				case b == nil:
 					return corrupt(s.path, fmt.Errorf("no bucket %q", name))
 				}
 				err := b.ForEach(func(k, v []byte) error {
@@ -233,7 +236,7 @@ func (s *boltStore) apply(changes []change) error {
 				return fmt.Errorf("%w: an earlier failed write may have reached the disk; restart to read it back", ErrReadOnly)
 			}
 			for _, c := range changes {
-				if err := applyOne(tx.Bucket([]byte(c.bucket)), c); err != nil {
+				if err := applyOne(tx, c); err != nil {
 					return fmt.Errorf("bucket %s, key %x: %w", c.bucket, c.key, err)
 				}
 			}
@@ -247,7 +250,14 @@ func (s *boltStore) apply(changes []change) error {
 	return nil
 }
 
-func applyOne(b *bolt.Bucket, c change) error {
+func applyOne(tx *bolt.Tx, c change) error {
+	b := tx.Bucket([]byte(c.bucket))
+	if b == nil && laterBuckets[c.bucket] {
+		var err error
+		if b, err = tx.CreateBucket([]byte(c.bucket)); err != nil {
+			return err
+		}
+	}
 	if c.value == nil {
 		return b.Delete([]byte(c.key))
 	}

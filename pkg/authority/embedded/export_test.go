@@ -70,11 +70,12 @@ func OpenWith(cfg Config, s *MemoryStore) (*Authority, error) {
 func (a *Authority) Rotate(now time.Time) error       { return a.rotate(now) }
 func (a *Authority) PruneEntries(now time.Time) error { return a.pruneEntries(now) }
 func (a *Authority) PruneBundle(now time.Time) error  { return a.pruneBundle(now) }
+func (a *Authority) PruneTokens(now time.Time) error  { return a.pruneTokens(now) }
 
 // LoadValue is what the start does with one stored value.
 func LoadValue(cfg Config, bucket, key string, value []byte) error {
 	a := &Authority{cfg: cfg.withDefaults()}
-	l := &loading{a: a, agents: newAgentBook()}
+	l := &loading{a: a, agents: newAgentBook(), tokens: make(map[string]time.Time)}
 	return l.add(bucket, key, value)
 }
 

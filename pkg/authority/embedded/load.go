@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"time"
 
 	"github.com/spiffe-node/spiffe-node/pkg/authority"
 	"github.com/spiffe-node/spiffe-node/pkg/entry"
@@ -25,10 +26,11 @@ type loading struct {
 	book    bundleBook
 	agents  *agentBook
 	journal journal
+	tokens  map[string]time.Time
 }
 
 func (a *Authority) load() error {
-	l := &loading{a: a, agents: newAgentBook()}
+	l := &loading{a: a, agents: newAgentBook(), tokens: make(map[string]time.Time)}
 	if err := a.store.load(l.add); err != nil {
 		return err
 	}
@@ -44,7 +46,7 @@ func (a *Authority) load() error {
 	}
 	l.book.set = &authority.BundleSet{}
 	a.entries, a.agents = newLatest(set), newLatest(l.agents)
-	a.bundles = newLatest(&l.book)
+	a.bundles, a.tokens = newLatest(&l.book), l.tokens
 	if l.book.own != nil {
 		a.bundles = newLatest(l.book.publishable())
 		a.metrics.version.Set(float64(l.book.own.Sequence))
@@ -89,6 +91,8 @@ func (l *loading) add(bucket, key string, value []byte) error {
 		return l.addAgent(key, content)
 	case bucketCA:
 		return l.addSlots(key, content)
+	case bucketTokens:
+		return l.addToken(key, content)
 	default:
 		return fmt.Errorf("unknown bucket %q", bucket)
 	}

@@ -12,10 +12,15 @@ const (
 	bucketBundles = "bundles"
 	bucketAgents  = "agents"
 	bucketCA      = "ca"
+	bucketTokens  = "join_tokens"
 )
 
 // dataBuckets are those with framed values.
-var dataBuckets = []string{bucketEntries, bucketBundles, bucketAgents, bucketCA}
+var dataBuckets = []string{bucketEntries, bucketBundles, bucketAgents, bucketCA, bucketTokens}
+
+// laterBuckets are missing in files of older programs and made when they are
+// first written to.
+var laterBuckets = map[string]bool{bucketTokens: true}
 
 // store keeps values durable. All reading happens once, at the start; from then
 // on memory is the truth and the store follows it, so an implementation needs

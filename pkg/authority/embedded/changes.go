@@ -1,0 +1,21 @@
+package embedded
+
+import "github.com/spiffe-node/spiffe-node/pkg/entry"
+
+// Changes are channels that close at the next change of a kind. A bare nudge:
+// what changed is found by looking.
+type Changes struct {
+	Entries, Bundles, Agents <-chan struct{}
+}
+
+// Changes are those after this call: who takes them first and looks second
+// misses nothing.
+func (a *Authority) Changes() Changes {
+	return Changes{a.entries.changed(), a.bundles.changed(), a.agents.changed()}
+}
+
+// changed closes when a newer value is there.
+func (l *latest[T]) changed() <-chan struct{} { return l.current.Load().replaced }
+
+// Set is what the agent is authorized for now.
+func (n *NodeEntries) Set() *entry.Set { return n.view(n.authority.entries.get()) }
