@@ -142,8 +142,11 @@ func (a *Agent) checkSockets(c *collector) {
 }
 
 func (a *Agent) checkAuthority(c *collector) {
-	e := &a.Authority.Embedded
-	const key = "authority.embedded."
+	a.Authority.Embedded.check(c, "authority.embedded.")
+}
+
+// check checks an authority's keys, which stand below key.
+func (e *Embedded) check(c *collector, key string) {
 	c.absolute(key+"statePath", e.StatePath)
 	c.oneOf(key+"caKeyType", e.CAKeyType, "ec-p256", "ec-p384", "rsa-2048", "rsa-4096")
 	if e.JWTKeyType == "" {

@@ -62,6 +62,8 @@ func Parse(name string, data []byte, override func(*Agent)) (*Agent, error) {
 	c := Default()
 	var root yaml.Node
 	if len(bytes.TrimSpace(data)) > 0 {
+		// The file must say what it is: defaults must not stand in for that.
+		c.APIVersion, c.Kind = "", ""
 		if err := decode(name, data, &c, &root); err != nil {
 			return nil, err
 		}
@@ -69,23 +71,31 @@ func Parse(name string, data []byte, override func(*Agent)) (*Agent, error) {
 	if override != nil {
 		override(&c)
 	}
-	var errs []error
-	for _, p := range c.problems() {
-		p.File = name
-		p.Line = lineOf(&root, p.Key)
-		errs = append(errs, p)
-	}
-	if len(errs) > 0 {
-		return nil, fmt.Errorf("%w: %w", ErrInvalid, errors.Join(errs...))
+	if err := refuse(name, &root, c.problems()); err != nil {
+		return nil, err
 	}
 	return &c, nil
 }
 
-func decode(name string, data []byte, c *Agent, root *yaml.Node) error {
+// refuse is nil without problems; otherwise it names each with its line.
+func refuse(name string, root *yaml.Node, problems []*Problem) error {
+	var errs []error
+	for _, p := range problems {
+		p.File = name
+		p.Line = lineOf(root, p.Key)
+		errs = append(errs, p)
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", ErrInvalid, errors.Join(errs...))
+}
+
+// decode reads the one document in data into a configuration that holds the
+// defaults, and again into a tree that knows the lines.
+func decode(name string, data []byte, c any, root *yaml.Node) error {
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	dec.KnownFields(true)
-	// The file must say what it is: defaults must not stand in for that.
-	c.APIVersion, c.Kind = "", ""
 	if err := dec.Decode(c); err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("%w: %w", ErrInvalid, explain(name, err))
 	}

@@ -9,10 +9,15 @@ import (
 
 // Reference is the table of all keys with type, default and meaning, in
 // Markdown, made from the types themselves so that it cannot drift.
-func Reference() string {
+func Reference() string { return reference(Default()) }
+
+// AuthorityReference is the same for the authority's configuration.
+func AuthorityReference() string { return reference(DefaultAuthority()) }
+
+func reference(defaults any) string {
 	var b strings.Builder
 	b.WriteString("| key | type | default | meaning |\n|---|---|---|---|\n")
-	describe(&b, "", reflect.ValueOf(Default()))
+	describe(&b, "", reflect.ValueOf(defaults))
 	return b.String()
 }
 

@@ -1,0 +1,197 @@
+package config
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.yaml.in/yaml/v3"
+)
+
+// AuthorityKind is the kind of an authority's configuration file.
+const AuthorityKind = "AuthorityConfiguration"
+
+// AuthorityProcess is the configuration file of cmd/authority. The doc tags are
+// the reference that docs/configuration.md is made from; DefaultAuthority gives
+// the defaults.
+type AuthorityProcess struct {
+	APIVersion      string          `yaml:"apiVersion" doc:"Version of this document; config.spiffe-node.io/v1alpha1."`
+	Kind            string          `yaml:"kind" doc:"AuthorityConfiguration."`
+	TrustDomain     string          `yaml:"trustDomain" doc:"Name of the trust domain, such as example.org. Required, here or as --trust-domain."`
+	Server          AuthorityServer `yaml:"server"`
+	Admin           AuthorityAdmin  `yaml:"admin"`
+	Embedded        Embedded        `yaml:"embedded"`
+	NodeAttestation NodeAttestation `yaml:"nodeAttestation"`
+	Registration    Registration    `yaml:"registration"`
+	RateLimits      RateLimits      `yaml:"rateLimits"`
+	Health          Health          `yaml:"health"`
+	Log             Log             `yaml:"log"`
+}
+
+// AuthorityServer is the SPIRE Server API over TLS.
+type AuthorityServer struct {
+	Address  string   `yaml:"address" doc:"host:port of the SPIRE Server API for agents (TLS with the server's own X.509-SVID); empty: off."`
+	AdminIDs []string `yaml:"adminIDs" doc:"SPIFFE IDs that may use the administrative calls over TLS, beside those with an admin entry. IDs of another trust domain need its bundle here."`
+}
+
+// AuthorityAdmin is the owner-only socket.
+type AuthorityAdmin struct {
+	SocketPath string `yaml:"socketPath" doc:"Owner-only socket with the whole SPIRE Server API."`
+	Group      string `yaml:"group" doc:"Group that may use the socket beside the owner, name or number; empty: none."`
+}
+
+// NodeAttestation says how agents prove which node they run on.
+type NodeAttestation struct {
+	JoinToken JoinTokenAttestation `yaml:"joinToken"`
+	K8sPSAT   K8sPSATAttestation   `yaml:"k8sPSAT"`
+}
+
+// JoinTokenAttestation lets agents attest with a token made by an administrator.
+type JoinTokenAttestation struct {
+	Disabled bool `yaml:"disabled" doc:"Attest nobody by join_token, and make no tokens."`
+}
+
+// K8sPSATAttestation lets agents attest with the projected service account
+// token of their pod.
+type K8sPSATAttestation struct {
+	Cluster                 string   `yaml:"cluster" doc:"Name of the cluster, as the agents call it; part of their SPIFFE IDs. Empty: attest nobody by k8s_psat."`
+	ServiceAccountAllowList []string `yaml:"serviceAccountAllowList" doc:"Service accounts (namespace:name) whose pods are agents. Required with cluster."`
+	Audience                []string `yaml:"audience" doc:"Audiences of the agents' tokens, one of which must be in the token."`
+	AllowedNodeLabelKeys    []string `yaml:"allowedNodeLabelKeys" doc:"Labels of the node that become agent_node_label selectors."`
+	AllowedPodLabelKeys     []string `yaml:"allowedPodLabelKeys" doc:"Labels of the agent's pod that become agent_pod_label selectors."`
+	KubeConfigFile          string   `yaml:"kubeConfigFile" doc:"Kubeconfig of the cluster; empty: the pod's own service account."`
+}
+
+// Registration is the registrar for Kubernetes pods and the CRDs of
+// spire.spiffe.io.
+type Registration struct {
+	Enabled bool `yaml:"enabled" doc:"Write entries for pods and for ClusterSPIFFEID, ClusterStaticEntry and ClusterFederatedTrustDomain. Off where a SPIRE controller manager does that."`
+}
+
+// RateLimits are those of the TLS listener, per address of a caller.
+type RateLimits struct {
+	Attestation bool `yaml:"attestation" doc:"Let an address attest once per second; more wait."`
+	Signing     bool `yaml:"signing" doc:"Let an address have 500 SVIDs of each kind signed per second; more wait."`
+}
+
+// DefaultAuthority is a configuration with every default filled in; only the
+// trust domain is missing.
+func DefaultAuthority() AuthorityProcess {
+	agent := Default()
+	return AuthorityProcess{
+		APIVersion: APIVersion,
+		Kind:       AuthorityKind,
+		Server:     AuthorityServer{Address: "0.0.0.0:8081"},
+		Admin:      AuthorityAdmin{SocketPath: agent.Admin.SocketPath},
+		Embedded:   agent.Authority.Embedded,
+		NodeAttestation: NodeAttestation{
+			K8sPSAT: K8sPSATAttestation{Audience: []string{"spire-server"}},
+		},
+		RateLimits: RateLimits{Attestation: true, Signing: true},
+		Health:     Health{Address: "0.0.0.0:9983"},
+		Log:        agent.Log,
+	}
+}
+
+// LoadAuthority is Load for the authority.
+func LoadAuthority(path string, override func(*AuthorityProcess)) (*AuthorityProcess, error) {
+	var data []byte
+	if path != "" {
+		var err error
+		if data, err = os.ReadFile(path); err != nil {
+			return nil, fmt.Errorf("read configuration: %w", err)
+		}
+	}
+	return ParseAuthority(path, data, override)
+}
+
+// ParseAuthority is Parse for the authority.
+func ParseAuthority(name string, data []byte, override func(*AuthorityProcess)) (*AuthorityProcess, error) {
+	c := DefaultAuthority()
+	var root yaml.Node
+	if len(bytes.TrimSpace(data)) > 0 {
+		c.APIVersion, c.Kind = "", ""
+		if err := decode(name, data, &c, &root); err != nil {
+			return nil, err
+		}
+	}
+	if override != nil {
+		override(&c)
+	}
+	if err := refuse(name, &root, c.problems()); err != nil {
+		return nil, err
+	}
+	return &c, nil
+}
+
+func (a *AuthorityProcess) problems() []*Problem {
+	var c collector
+	if a.APIVersion != APIVersion {
+		c.add("apiVersion", "%q is not %q, the version this authority reads", a.APIVersion, APIVersion)
+	}
+	if a.Kind != AuthorityKind {
+		c.add("kind", "%q is not %q", a.Kind, AuthorityKind)
+	}
+	if a.TrustDomain == "" {
+		c.add("trustDomain", "is missing; set it here or with --trust-domain, such as example.org")
+	} else if _, err := spiffeid.TrustDomainFromString(a.TrustDomain); err != nil {
+		c.add("trustDomain", "%q: %v", a.TrustDomain, err)
+	}
+	c.hostPort("server.address", a.Server.Address)
+	for i, id := range a.Server.AdminIDs {
+		if _, err := spiffeid.FromString(id); err != nil {
+			c.add(fmt.Sprintf("server.adminIDs[%d]", i), "%q: %v", id, err)
+		}
+	}
+	c.absolute("admin.socketPath", a.Admin.SocketPath)
+	a.Embedded.check(&c, "embedded.")
+	a.NodeAttestation.K8sPSAT.check(&c)
+	if a.Registration.Enabled && a.NodeAttestation.K8sPSAT.Cluster == "" {
+		c.add("registration.enabled", "needs nodeAttestation.k8sPSAT.cluster: entries name the agents by cluster and node")
+	}
+	c.hostPort("health.address", a.Health.Address)
+	c.oneOf("log.level", strings.ToLower(a.Log.Level), "debug", "info", "warn", "error")
+	c.oneOf("log.format", a.Log.Format, "json", "text")
+	return c
+}
+
+// hostPort checks an address that may be empty.
+func (c *collector) hostPort(key, address string) {
+	if address == "" {
+		return
+	}
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		c.add(key, "%q is not host:port", address)
+	}
+}
+
+func (k *K8sPSATAttestation) check(c *collector) {
+	const key = "nodeAttestation.k8sPSAT."
+	if k.Cluster == "" {
+		if len(k.ServiceAccountAllowList) > 0 {
+			c.add(key+"cluster", "is missing, but serviceAccountAllowList is set; name the cluster")
+		}
+		return
+	}
+	if err := spiffeid.ValidatePathSegment(k.Cluster); err != nil {
+		c.add(key+"cluster", "%q cannot be part of an agent's SPIFFE ID: %v", k.Cluster, err)
+	}
+	if len(k.ServiceAccountAllowList) == 0 {
+		c.add(key+"serviceAccountAllowList", "is empty; name the agents' service account, such as spiffe-node:spiffe-node")
+	}
+	for i, sa := range k.ServiceAccountAllowList {
+		if namespace, name, ok := strings.Cut(sa, ":"); !ok || namespace == "" || name == "" || strings.Contains(name, ":") {
+			c.add(fmt.Sprintf(key+"serviceAccountAllowList[%d]", i), "%q is not namespace:name", sa)
+		}
+	}
+	if len(k.Audience) == 0 || slices.Contains(k.Audience, "") {
+		c.add(key+"audience", "must name at least one audience, and no empty one: a token made for somebody else must not attest a node")
+	}
+	if k.KubeConfigFile != "" {
+		c.absolute(key+"kubeConfigFile", k.KubeConfigFile)
+	}
+}

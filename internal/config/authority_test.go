@@ -1,0 +1,106 @@
+package config_test
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/spiffe-node/spiffe-node/internal/config"
+	"github.com/spiffe-node/spiffe-node/internal/doctest"
+)
+
+const authorityHead = "apiVersion: config.spiffe-node.io/v1alpha1\nkind: AuthorityConfiguration\ntrustDomain: example.org\n"
+
+func TestAuthorityFileNamesEveryKey(t *testing.T) {
+	if _, err := config.LoadAuthority("authority.yaml", nil); err != nil {
+		t.Error(err)
+	}
+	data, err := os.ReadFile("authority.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.SplitSeq(config.AuthorityReference(), "\n") {
+		key, _, ok := strings.Cut(strings.TrimPrefix(line, "| `"), "`")
+		if !ok || !strings.HasPrefix(line, "| `") {
+			continue
+		}
+		leaf := key[strings.LastIndex(key, ".")+1:]
+		if !strings.Contains(string(data), leaf+":") {
+			t.Errorf("authority.yaml does not show %s", key)
+		}
+	}
+}
+
+func TestAuthorityReferenceIsPublished(t *testing.T) {
+	doctest.Block(t, "../../docs/configuration.md", "authority-keys", config.AuthorityReference(), *update)
+}
+
+func TestAuthorityRefusals(t *testing.T) {
+	const psat = "nodeAttestation:\n  k8sPSAT:\n    cluster: c\n    serviceAccountAllowList: [a:b]\n"
+	for name, tc := range map[string]struct{ doc, want string }{
+		"unknown key":       {authorityHead + "server:\n  port: 1\n", "a.yaml:5: port: is not a key here"},
+		"agent's kind":      {head, "a.yaml:2: kind: \"AgentConfiguration\" is not"},
+		"no kind":           {strings.Replace(authorityHead, "kind: AuthorityConfiguration\n", "", 1), "kind: \"\" is not"},
+		"bad trust domain":  {strings.Replace(authorityHead, "example.org", "Exa mple", 1), "a.yaml:3: trustDomain:"},
+		"bad address":       {authorityHead + "server: {address: nowhere}\n", "a.yaml:4: server.address:"},
+		"bad admin":         {authorityHead + "server:\n  adminIDs: [\"spiffe://td/x\", x]\n", "a.yaml:5: server.adminIDs[1]:"},
+		"relative socket":   {authorityHead + "admin: {socketPath: x}\n", "admin.socketPath: \"x\" is not an absolute path"},
+		"ttl over ca":       {authorityHead + "embedded:\n  defaultX509SVIDTTL: 48h\n", "a.yaml:5: embedded.defaultX509SVIDTTL: 48h0m0s is longer than caTTL"},
+		"no cluster":        {authorityHead + "nodeAttestation:\n  k8sPSAT:\n    serviceAccountAllowList: [a:b]\n", "nodeAttestation.k8sPSAT.cluster: is missing"},
+		"bad cluster":       {authorityHead + strings.Replace(psat, "cluster: c", "cluster: a/b", 1), "a.yaml:6: nodeAttestation.k8sPSAT.cluster:"},
+		"nobody allowed":    {authorityHead + strings.Replace(psat, "[a:b]", "[]", 1), "a.yaml:7: nodeAttestation.k8sPSAT.serviceAccountAllowList: is empty"},
+		"bad account":       {authorityHead + strings.Replace(psat, "[a:b]", "[a:b, ab]", 1), "serviceAccountAllowList[1]: \"ab\" is not namespace:name"},
+		"any audience":      {authorityHead + psat + "    audience: []\n", "nodeAttestation.k8sPSAT.audience: must name"},
+		"relative config":   {authorityHead + psat + "    kubeConfigFile: x\n", "nodeAttestation.k8sPSAT.kubeConfigFile:"},
+		"registrar alone":   {authorityHead + "registration: {enabled: true}\n", "a.yaml:4: registration.enabled: needs nodeAttestation.k8sPSAT.cluster"},
+		"bad health":        {authorityHead + "health: {address: nine}\n", "health.address:"},
+		"bad level":         {authorityHead + "log: {level: loud}\n", "log.level:"},
+		"agent's own key":   {authorityHead + "socket: {}\n", "a.yaml:4: socket: is not a key here"},
+		"repeated key":      {authorityHead + "log: {}\nlog: {}\n", "already defined"},
+		"two documents":     {authorityHead + "---\n" + authorityHead, "more than one document"},
+		"bad key type":      {authorityHead + "embedded: {caKeyType: dsa}\n", "embedded.caKeyType: \"dsa\" is none of"},
+		"relative state":    {authorityHead + "embedded: {statePath: x}\n", "embedded.statePath: \"x\" is not an absolute path"},
+		"no trust domain":   {strings.Replace(authorityHead, "trustDomain: example.org\n", "", 1), "trustDomain: is missing"},
+		"admin id in other": {authorityHead + "server:\n  adminIDs: [\"\"]\n", "server.adminIDs[0]:"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := config.ParseAuthority("a.yaml", []byte(tc.doc), nil)
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			if !errors.Is(err, config.ErrInvalid) || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got  %v\nwant it to hold %s", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestAuthorityOverride(t *testing.T) {
+	c, err := config.LoadAuthority("", func(a *config.AuthorityProcess) { a.TrustDomain = "flags.example" })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.TrustDomain != "flags.example" || c.Embedded.JWTKeyType != "ec-p256" || !c.RateLimits.Signing {
+		t.Errorf("not filled in: %+v", c)
+	}
+	if _, err := config.LoadAuthority("missing.yaml", nil); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a missing file: %v", err)
+	}
+}
+
+func FuzzParseAuthority(f *testing.F) {
+	data, err := os.ReadFile("authority.yaml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(data)
+	f.Add([]byte(authorityHead))
+	f.Add([]byte("nodeAttestation: {k8sPSAT: {serviceAccountAllowList: [{}]}}"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := config.ParseAuthority("fuzz.yaml", data, nil)
+		if (c == nil) == (err == nil) {
+			t.Fatal("neither or both of configuration and error")
+		}
+	})
+}
