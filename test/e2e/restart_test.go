@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -63,7 +64,8 @@ func testAgentRestart(t *testing.T) {
 		last, _ := probeLog(t, &pod, 10*time.Second, has("default")).Last("default")
 		before[pod.Metadata.Name] = last.Serial
 	}
-	killContainer(t, "agent")
+	agentPod(t)
+	killProcess(t, findProcess(t, "agent"))
 	t.Logf("agent killed -> socket takes connections: %s", socketBack(t))
 	var outages []time.Duration
 	for _, pod := range pods(t) {
@@ -197,6 +199,7 @@ func testAPIAway(t *testing.T) {
 	if err := node.Stop(within(t, 30*time.Second), "kube-apiserver"); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = node.Start(context.WithoutCancel(t.Context()), "kube-apiserver") }) // runs already if the test got that far
 	killProcess(t, agent)
 	t.Logf("agent killed -> socket takes connections: %s", socketBack(t))
 	var outages []time.Duration
@@ -292,9 +295,20 @@ func findProcess(t *testing.T, name string) string {
 	return strings.TrimSpace(pid)
 }
 
+// killProcess returns when the process is gone.
 func killProcess(t *testing.T, pid string) {
 	t.Helper()
-	if _, err := node.OnNode(within(t, 30*time.Second), "kill", "-KILL", pid); err != nil {
+	ctx := within(t, 30*time.Second)
+	if _, err := node.OnNode(ctx, "kill", "-KILL", pid); err != nil {
+		t.Fatal(err)
+	}
+	err := cluster.Poll(ctx, time.Millisecond, func(context.Context) error {
+		if _, err := os.Stat(node.NodePath("/proc/" + pid)); errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return fmt.Errorf("process %s is still there", pid)
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 }
