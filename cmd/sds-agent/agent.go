@@ -21,6 +21,7 @@ import (
 type agent struct {
 	cfg     *config.Agent
 	log     *slog.Logger
+	audit   *slog.Logger
 	level   *slog.LevelVar
 	started time.Time
 	metrics *prometheus.Registry
@@ -29,7 +30,7 @@ type agent struct {
 	node atomic.Pointer[node]
 }
 
-func newAgent(_ context.Context, cfg *config.Agent, log *slog.Logger, level *slog.LevelVar) (*agent, error) {
+func newAgent(cfg *config.Agent, log, audit *slog.Logger, level *slog.LevelVar) (*agent, error) {
 	if cfg.Mode == config.ModeKubernetes {
 		if err := requireHostPIDs(); err != nil {
 			return nil, err
@@ -44,7 +45,7 @@ func newAgent(_ context.Context, cfg *config.Agent, log *slog.Logger, level *slo
 			ConstLabels: prometheus.Labels{"version": version, "trust_domain": cfg.TrustDomain, "mode": cfg.Mode},
 		}, func() float64 { return 1 }),
 	)
-	a := &agent{cfg: cfg, log: log, level: level, started: time.Now(), metrics: reg, health: daemon.NewHealth(reg)}
+	a := &agent{cfg: cfg, log: log, audit: audit, level: level, started: time.Now(), metrics: reg, health: daemon.NewHealth(reg)}
 	if cfg.Health.Profiling {
 		profile.Serve(a.health)
 	}

@@ -59,7 +59,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	a, err := newAgent(ctx, cfg, log, level)
+	// What was handed out and changed is written down whatever the level.
+	audit, err := daemon.NewLogger(stderr, cfg.Log.Format, new(slog.LevelVar))
+	if err != nil {
+		return err
+	}
+	a, err := newAgent(cfg, log, audit.With(slog.String("log", "audit")), level)
 	if err != nil {
 		return err
 	}

@@ -76,7 +76,7 @@ func (a *agent) wire(ctx context.Context) (_ *node, err error) {
 		MaxJWT:      cfg.Identity.MaxJWTSVIDs,
 		OnLate:      n.onLate,
 		Logger:      a.log,
-		Audit:       a.log.With(slog.String("log", "audit")),
+		Audit:       a.audit,
 		Metrics:     svid.NewMetrics(a.metrics),
 	})
 	if err != nil {
@@ -93,8 +93,10 @@ func (a *agent) wire(ctx context.Context) (_ *node, err error) {
 		TrustDomain: td,
 		Authority:   n.authority,
 		Source:      inspector{agent: a, node: n},
+		LocalAgent:  n.id,
 		LogLevel:    a.level,
 		Logger:      a.log,
+		Audit:       a.audit,
 	})
 	if err != nil {
 		return nil, err
