@@ -62,6 +62,9 @@ func (i inspector) warnings(stat svid.Status) []string {
 	if err := i.node.ready(); err != nil {
 		out = append(out, "not ready: "+err.Error())
 	}
+	if i.node.pods != nil {
+		out = append(out, i.node.pods.Problems()...)
+	}
 	if stat.LastError != "" && stat.LastFailure.After(stat.LastGood) {
 		out = append(out, "the authority does not sign: "+stat.LastError)
 	}

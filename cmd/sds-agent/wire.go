@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/daemon"
 	"github.com/spiffe-node/spiffe-node/internal/ledger"
 	"github.com/spiffe-node/spiffe-node/internal/peersock"
+	"github.com/spiffe-node/spiffe-node/internal/podinfo"
 	"github.com/spiffe-node/spiffe-node/internal/sockdir"
 	"github.com/spiffe-node/spiffe-node/pkg/attest"
 	"github.com/spiffe-node/spiffe-node/pkg/authority/embedded"
@@ -33,7 +35,8 @@ type node struct {
 	order     entry.Order
 	authority *embedded.Authority
 	self      *self
-	ledger    *ledger.Reader // nil outside kubernetes mode
+	ledger    *ledger.Reader  // nil outside kubernetes mode
+	pods      *podinfo.Source // likewise
 	attestor  *attest.Attestor
 	manager   *svid.Manager
 	socket    *sockdir.Socket
@@ -82,7 +85,7 @@ func (a *agent) wire(ctx context.Context) (_ *node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := n.buildAttestor(cfg); err != nil {
+	if err := n.buildAttestor(cfg, a.metrics); err != nil {
 		return nil, err
 	}
 	if err := n.buildPublic(cfg, a); err != nil {
@@ -104,7 +107,7 @@ func (a *agent) wire(ctx context.Context) (_ *node, err error) {
 	return n, nil
 }
 
-func (n *node) buildAttestor(cfg *config.Agent) (err error) {
+func (n *node) buildAttestor(cfg *config.Agent, reg prometheus.Registerer) (err error) {
 	c := attest.Config{
 		Mode: attest.ModeUnix,
 		Unix: attest.UnixConfig{
@@ -115,11 +118,10 @@ func (n *node) buildAttestor(cfg *config.Agent) (err error) {
 	}
 	if cfg.Mode == config.ModeKubernetes {
 		k := cfg.Attestation.Kubernetes
-		n.ledger, err = ledger.NewReader(ledger.ReaderConfig{Dir: k.LedgerDirectory, OnPublish: n.onPublish, Logger: n.log})
-		if err != nil {
-			return fmt.Errorf("attestation.kubernetes.ledgerDirectory: %w", err)
+		if err := n.openPods(cfg, reg); err != nil {
+			return err
 		}
-		c.Mode, c.Pods, c.RequireLedger = attest.ModeBoth, nodePods{n.ledger, cfg.Node.Name}, k.RequireLedger
+		c.Mode, c.Pods, c.RequireLedger = attest.ModeBoth, n.pods, k.RequireLedger
 		if k.CgroupRoot != "" {
 			c.KubeletCgroups = []string{k.CgroupRoot}
 		}
@@ -251,24 +253,6 @@ func (n *node) openAuthority(ctx context.Context, cfg *config.Agent, td spiffeid
 	return n.authority.NodeEntries(n.id, n.self.selectors), nil
 }
 
-// nodePods adds what every pod here has in common to what the ledger says.
-type nodePods struct {
-	*ledger.Reader
-	name string
-}
-
-// Pod is the ledger's answer with the name of this node.
-func (p nodePods) Pod(uid string) (attest.Pod, bool) {
-	pod, ok := p.Reader.Pod(uid)
-	pod.NodeName = p.name
-	return pod, ok
-}
-
-// onPublish has the SVIDs of a pod signed before its containers start.
-func (n *node) onPublish(r ledger.Record) {
-	n.manager.Warm(attest.NewSelectors(r.Pod().K8sSelectors()...))
-}
-
 func (n *node) onLate(s attest.Subject, what string, since time.Time) {
 	attrs := append([]slog.Attr{slog.String("waits_for", what), slog.Duration("since", time.Since(since))}, s.LogAttrs()...)
 	n.log.LogAttrs(context.Background(), slog.LevelWarn, "a caller has been waiting for its identity; kubectl-spiffe explain says why", attrs...)
@@ -304,7 +288,7 @@ func (n *node) run(ctx context.Context) error {
 		{Name: "admin socket", Run: n.admin.Run},
 	}
 	if n.ledger != nil {
-		tasks = append(tasks, daemon.Task{Name: "publish ledger", Run: n.ledger.Run})
+		tasks = append(tasks, daemon.Task{Name: "publish ledger", Run: n.ledger.Run}, daemon.Task{Name: "pods", Run: n.pods.Run})
 	}
 	return errors.Join(daemon.Run(ctx, n.log, tasks...), n.authority.Close())
 }

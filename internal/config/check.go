@@ -58,6 +58,7 @@ func (a *Agent) problems() []*Problem {
 	a.checkNode(&c)
 	a.checkSockets(&c)
 	a.checkAuthority(&c)
+	a.checkPods(&c)
 	c.oneOf("identity.x509SVIDKeyType", a.Identity.X509SVIDKeyType, "ec-p256", "ec-p384", "rsa-2048")
 	c.oneOf("identity.defaultOrder", a.Identity.DefaultOrder, "node", "spire")
 	c.positive("identity.maxX509SVIDs", a.Identity.MaxX509SVIDs)

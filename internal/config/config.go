@@ -108,6 +108,7 @@ type KubernetesAtts struct {
 	LedgerDirectory string `yaml:"ledgerDirectory" doc:"Directory with the csi-driver's publish records (kubernetes mode)."`
 	RequireLedger   bool   `yaml:"requireLedger" doc:"Give a pod no k8s selectors until a publish record names it."`
 	CgroupRoot      string `yaml:"cgroupRoot" doc:"Cgroup below which the kubelet keeps pods, such as /kubepods.slice; empty: found at start."`
+	Pods            Pods   `yaml:"pods"`
 }
 
 // Identity says how SVIDs are kept and chosen.
@@ -179,7 +180,10 @@ func Default() Agent {
 			DefaultX509SVIDTTL: Duration(time.Hour),
 			DefaultJWTSVIDTTL:  Duration(5 * time.Minute),
 		}},
-		Attestation: Attestation{Kubernetes: KubernetesAtts{LedgerDirectory: "/run/spiffe-node/ledger"}},
+		Attestation: Attestation{Kubernetes: KubernetesAtts{
+			LedgerDirectory: "/run/spiffe-node/ledger",
+			Pods:            Pods{Source: PodsAuto},
+		}},
 		Identity: Identity{
 			X509SVIDKeyType: "ec-p256",
 			DefaultOrder:    "node",

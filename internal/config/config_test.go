@@ -69,6 +69,10 @@ func TestRefusals(t *testing.T) {
 		"key type":            {head + "identity: {x509SVIDKeyType: dsa}\n", "identity.x509SVIDKeyType: \"dsa\" is none of"},
 		"ttl over ca":         {head + "authority:\n  embedded:\n    defaultX509SVIDTTL: 48h\n", "agent.yaml:6: authority.embedded.defaultX509SVIDTTL: 48h0m0s is longer than caTTL"},
 		"limit":               {head + "limits: {parkedPerPod: 0}\n", "limits.parkedPerPod: 0 is less than 1"},
+		"pods source":         {head + "attestation: {kubernetes: {pods: {source: api}}}\n", "attestation.kubernetes.pods.source: \"api\" is none of"},
+		"pods ns labels":      {head + "attestation: {kubernetes: {pods: {source: none, namespaceLabels: true}}}\n", "pods.namespaceLabels: only the API server"},
+		"pods kubelet":        {head + "attestation: {kubernetes: {pods: {kubelet: {address: node}}}}\n", "pods.kubelet.address: \"node\" is not host:port"},
+		"pods cri":            {head + "attestation: {kubernetes: {pods: {criSocket: run/x.sock}}}\n", "pods.criSocket: \"run/x.sock\" is not an absolute path"},
 		"health":              {head + "health: {address: nine}\n", "health.address:"},
 		"nothing served":      {head + "sds: {disabled: true}\nworkloadAPI: {disabled: true}\n", "nothing would be served"},
 	} {

@@ -24,6 +24,15 @@ type ContainerSource interface {
 	Container(podUID, containerID string) (Container, bool)
 }
 
+// JoinedSource is a PodSource that joins several witnesses. What each of them
+// says is compared as if it were alone, so that joining hides no disagreement.
+type JoinedSource interface {
+	PodSource
+	// Testimony is what each witness that knows the pod says of it now, one Pod
+	// per witness.
+	Testimony(uid string) []Pod
+}
+
 // WitnessLedger is the Pod.Witness of facts from the publish ledger, the one
 // RequireLedger asks for. A source that joins several lists them separated by
 // commas.

@@ -103,6 +103,13 @@ func (p *podState) current() *facts {
 	if p.a.source != nil {
 		f.pod, f.known = p.a.source.Pod(p.uid)
 	}
+	if joined, ok := p.a.source.(JoinedSource); ok {
+		for _, said := range joined.Testimony(p.uid) {
+			if p.err == nil {
+				p.err = p.check(said)
+			}
+		}
+	}
 	if f.known && p.err == nil {
 		p.err = p.check(f.pod)
 	}

@@ -1,0 +1,125 @@
+package podinfo
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/spiffe-node/spiffe-node/pkg/attest"
+)
+
+// namespaces holds the labels of the cluster's namespaces, as selectors. It is
+// the one thing here that grows with the cluster, hence an option.
+type namespaces struct {
+	link    *link
+	changed func(name string)
+
+	mu   sync.RWMutex
+	sets map[string][]attest.Selector // by namespace
+}
+
+var _ cache.TransformingStore = (*namespaces)(nil)
+
+func newNamespaces(l *link, changed func(string)) *namespaces {
+	return &namespaces{link: l, changed: changed, sets: map[string][]attest.Selector{}}
+}
+
+func (n *namespaces) run(ctx context.Context, api API) {
+	reflect(ctx, api.Namespaces(), n.link, n.link.metrics, &corev1.Namespace{}, n)
+}
+
+// selectors are those of the namespace's labels.
+func (n *namespaces) selectors(name string) []attest.Selector {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.sets[name]
+}
+
+// Transformer keeps name and labels.
+func (*namespaces) Transformer() cache.TransformFunc {
+	return func(obj any) (any, error) {
+		if ns, ok := obj.(*corev1.Namespace); ok && ns != nil {
+			return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns.Name, UID: ns.UID, ResourceVersion: ns.ResourceVersion, Labels: ns.Labels}}, nil
+		}
+		return obj, nil
+	}
+}
+
+// Add takes over a namespace's labels.
+func (n *namespaces) Add(obj any) error {
+	if ns, ok := obj.(*corev1.Namespace); ok && ns != nil {
+		n.set(ns.Name, labels(ns))
+	}
+	return nil
+}
+
+// Update takes over a namespace's labels.
+func (n *namespaces) Update(obj any) error { return n.Add(obj) }
+
+// Delete forgets a namespace.
+func (n *namespaces) Delete(obj any) error {
+	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = gone.Obj
+	}
+	if ns, ok := obj.(*corev1.Namespace); ok && ns != nil {
+		n.set(ns.Name, nil)
+	}
+	return nil
+}
+
+// Replace takes over a complete list.
+func (n *namespaces) Replace(list []any, _ string) error {
+	sets := make(map[string][]attest.Selector, len(list))
+	for _, obj := range list {
+		if ns, ok := obj.(*corev1.Namespace); ok && ns != nil {
+			sets[ns.Name] = labels(ns)
+		}
+	}
+	n.mu.RLock()
+	var gone []string
+	for name := range n.sets {
+		if _, ok := sets[name]; !ok {
+			gone = append(gone, name)
+		}
+	}
+	n.mu.RUnlock()
+	for name, set := range sets {
+		n.set(name, set)
+	}
+	for _, name := range gone {
+		n.set(name, nil)
+	}
+	n.link.synced()
+	return nil
+}
+
+// Resync has nothing to do.
+func (*namespaces) Resync() error { return nil }
+
+func (n *namespaces) set(name string, set []attest.Selector) {
+	n.mu.Lock()
+	same := slices.Equal(n.sets[name], set)
+	switch {
+	case len(set) == 0:
+		delete(n.sets, name)
+	case !same:
+		n.sets[name] = set
+	}
+	n.mu.Unlock()
+	if !same {
+		n.changed(name)
+	}
+}
+
+func labels(ns *corev1.Namespace) []attest.Selector {
+	b := &builder{left: maxText}
+	for _, k := range slices.Sorted(maps.Keys(ns.Labels)) {
+		b.add("ns-label:", k, ":", ns.Labels[k])
+	}
+	return b.done()
+}
