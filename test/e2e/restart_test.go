@@ -65,7 +65,7 @@ func testAgentRestart(t *testing.T) {
 		before[pod.Metadata.Name] = last.Serial
 	}
 	agentPod(t)
-	killProcess(t, findProcess(t, "agent"))
+	killContainer(t, "agent")
 	t.Logf("agent killed -> socket takes connections: %s", socketBack(t))
 	var outages []time.Duration
 	for _, pod := range pods(t) {
@@ -113,6 +113,7 @@ func explainSlow(t *testing.T, pod *cluster.Pod, log probe.Log, outages []time.D
 func testDriverRestart(t *testing.T) {
 	t.Helper()
 	before := volumeMounts(t, "")
+	agentPod(t)
 	killContainer(t, "driver")
 	if after := volumeMounts(t, ""); len(after) != len(before) {
 		t.Errorf("%d mounts before the driver was killed, %d after", len(before), len(after))
@@ -140,7 +141,7 @@ func testProductDeleted(t *testing.T) {
 	if err := node.WaitGone(within(t, time.Minute), system, product.Metadata.Name, product.Metadata.UID); err != nil {
 		t.Fatal(err)
 	}
-	agentPod(t)
+	newProductPod(t)
 	gone(t, pod)
 }
 
@@ -179,7 +180,7 @@ func testDriverAway(t *testing.T) {
 	}
 	begun := time.Now()
 	place(map[string]any{"nowhere": nil})
-	agentPod(t)
+	newProductPod(t)
 	t.Logf("product back and Ready after %s", time.Since(begun).Round(time.Millisecond))
 	if err := node.WaitGone(within(t, 2*time.Minute), "known", "waits", waits.Metadata.UID); err != nil {
 		t.Fatal(err)
@@ -194,13 +195,12 @@ func testDriverAway(t *testing.T) {
 func testAPIAway(t *testing.T) {
 	t.Helper()
 	all := pods(t)
-	agent := findProcess(t, "agent")
 	before := settled(t)
 	if err := node.Stop(within(t, 30*time.Second), "kube-apiserver"); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = node.Start(context.WithoutCancel(t.Context()), "kube-apiserver") }) // runs already if the test got that far
-	killProcess(t, agent)
+	killContainer(t, "agent")
 	t.Logf("agent killed -> socket takes connections: %s", socketBack(t))
 	var outages []time.Duration
 	for _, pod := range all {
@@ -244,7 +244,18 @@ func testReboot(t *testing.T) {
 		}
 	}
 	t.Logf("node rebooted -> all %d pods have their identities: %s", len(all), time.Since(begun).Round(time.Millisecond))
-	agentPod(t)
+	err := cluster.Poll(within(t, time.Minute), 100*time.Millisecond, func(context.Context) error {
+		for _, cs := range agentPod(t).Status.ContainerStatuses {
+			if cs.RestartCount <= kills[cs.Name] {
+				return fmt.Errorf("container %s has not been started again since the reboot, as far as the API knows", cs.Name)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	newProductPod(t)
 	for _, pod := range all {
 		if mounts := volumeMounts(t, pod.Metadata.UID); len(mounts) != 1 {
 			t.Errorf("pod %s has %d mounts after the reboot, want 1: %q", pod.Metadata.Name, len(mounts), mounts)
@@ -269,7 +280,7 @@ func testReplaced(t *testing.T) {
 	if err := node.WaitGone(within(t, time.Minute), system, old.Metadata.Name, old.Metadata.UID); err != nil {
 		t.Fatal(err)
 	}
-	agentPod(t)
+	newProductPod(t)
 	t.Logf("product's pod deleted -> successor Ready: %s", time.Since(begun).Round(time.Millisecond))
 	var outages []time.Duration
 	for _, pod := range pods(t) {
@@ -317,8 +328,37 @@ func killProcess(t *testing.T, pid string) {
 // kubelet starts it again, at once the first time, then with a back-off.
 func killContainer(t *testing.T, name string) {
 	t.Helper()
-	agentPod(t)
 	killProcess(t, findProcess(t, name))
+	kills[name]++
+}
+
+// kills are how often these tests have killed which container of the product's
+// present pod.
+var kills = map[string]int{}
+
+// newProductPod says that the product's pod is a new one, or has been through a reboot.
+func newProductPod(t *testing.T) {
+	t.Helper()
+	clear(kills)
+	for _, cs := range agentPod(t).Status.ContainerStatuses {
+		kills[cs.Name] = cs.RestartCount
+	}
+}
+
+// noOtherRestarts checks that the product ended only when it was killed.
+func noOtherRestarts(t *testing.T) {
+	t.Helper()
+	err := cluster.Poll(within(t, 30*time.Second), 100*time.Millisecond, func(context.Context) error {
+		for _, cs := range agentPod(t).Status.ContainerStatuses {
+			if cs.RestartCount != kills[cs.Name] {
+				return fmt.Errorf("container %s has been started again %d times, and was killed %d times", cs.Name, cs.RestartCount, kills[cs.Name])
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
 }
 
 // settled waits until every stream of the running pods is up, and returns how
