@@ -67,13 +67,17 @@ func (a *agent) wire(ctx context.Context) (_ *node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	n.manager, err = svid.New(svid.Config{
+	stateDir := cfg.Identity.StateDirectory
+	if stateDir == config.StateAuto {
+		stateDir = config.DefaultStateDirectory
+	}
+	identities := svid.Config{
 		Authority:   n.authority,
 		Entries:     entries,
 		KeyType:     cfg.Identity.X509SVIDKeyType,
 		Order:       n.order,
 		DefaultHint: cfg.SDS.DefaultHint,
-		StateDir:    cfg.Identity.StateDirectory,
+		StateDir:    stateDir,
 		MaxParked:   cfg.Limits.ParkedPerPod,
 		MaxIdle:     cfg.Identity.MaxX509SVIDs,
 		MaxJWT:      cfg.Identity.MaxJWTSVIDs,
@@ -81,7 +85,13 @@ func (a *agent) wire(ctx context.Context) (_ *node, err error) {
 		Logger:      a.log,
 		Audit:       a.audit,
 		Metrics:     svid.NewMetrics(a.metrics),
-	})
+	}
+	n.manager, err = svid.New(identities)
+	if errors.Is(err, svid.ErrOnDisk) && cfg.Identity.StateDirectory == config.StateAuto {
+		a.log.Warn("no restart state is kept: a restarted agent waits for its authority", slog.Any("error", err))
+		identities.StateDir = ""
+		n.manager, err = svid.New(identities)
+	}
 	if err != nil {
 		return nil, err
 	}

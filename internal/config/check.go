@@ -134,7 +134,7 @@ func (a *Agent) checkSockets(c *collector) {
 			c.add(key, "%q lies in socket.directory, which every pod can read; choose another directory", path)
 		}
 	}
-	if a.Identity.StateDirectory != "" {
+	if a.Identity.StateDirectory != "" && a.Identity.StateDirectory != StateAuto {
 		c.absolute("identity.stateDirectory", a.Identity.StateDirectory)
 	}
 	if a.Mode == ModeKubernetes {

@@ -28,6 +28,13 @@ const (
 	ModeKubernetes = "kubernetes"
 )
 
+// StateAuto keeps restart state where it may be kept: in DefaultStateDirectory
+// if /run is in memory, as it is on every systemd machine, else nowhere.
+const (
+	StateAuto             = "auto"
+	DefaultStateDirectory = "/run/spiffe-node/state"
+)
+
 // Agent is the configuration file. The doc tags are the reference that
 // docs/configuration.md is made from; Default gives the defaults.
 type Agent struct {
@@ -115,7 +122,7 @@ type KubernetesAtts struct {
 type Identity struct {
 	X509SVIDKeyType string `yaml:"x509SVIDKeyType" doc:"ec-p256, ec-p384 or rsa-2048."`
 	DefaultOrder    string `yaml:"defaultOrder" doc:"Which of several matching entries is the default: node (most selectors, then oldest) or spire (smallest entry ID, as SPIRE Agent)."`
-	StateDirectory  string `yaml:"stateDirectory" doc:"Directory on tmpfs for restart state (SVIDs and keys, owner-only); empty: none is kept. Must lie outside socket.directory."`
+	StateDirectory  string `yaml:"stateDirectory" doc:"Directory on tmpfs for restart state (SVIDs and keys, owner-only); empty: none is kept. auto: /run/spiffe-node/state if that is on tmpfs, else none. Must lie outside socket.directory."`
 	MaxX509SVIDs    int    `yaml:"maxX509SVIDs" doc:"SVIDs kept ready for pods that have not called yet; those in use are always kept."`
 	MaxJWTSVIDs     int    `yaml:"maxJWTSVIDs" doc:"JWT-SVIDs kept for reuse."`
 }
@@ -187,7 +194,7 @@ func Default() Agent {
 		Identity: Identity{
 			X509SVIDKeyType: "ec-p256",
 			DefaultOrder:    "node",
-			StateDirectory:  "/run/spiffe-node/state",
+			StateDirectory:  StateAuto,
 			MaxX509SVIDs:    1000,
 			MaxJWTSVIDs:     1000,
 		},

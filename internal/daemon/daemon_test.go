@@ -146,8 +146,8 @@ func TestLogger(t *testing.T) {
 	}
 	log.Debug("hidden")
 	level.Set(slog.LevelDebug)
-	log.Debug("shown", slog.Int("n", 1))
-	if got := b.String(); strings.Contains(got, "hidden") || !strings.Contains(got, `"msg":"shown","n":1`) {
+	log.Debug("shown", slog.Int("n", 1), slog.Duration("took", 1500*time.Millisecond))
+	if got := b.String(); strings.Contains(got, "hidden") || !strings.Contains(got, `"msg":"shown","n":1,"took":"1.5s"`) {
 		t.Errorf("log: %s", got)
 	}
 	if _, err := daemon.NewLogger(&b, "xml", level); err == nil {

@@ -10,7 +10,7 @@ import (
 // NewLogger builds a logger that writes to w. format is "json" or "text"; level
 // may be changed at run time.
 func NewLogger(w io.Writer, format string, level *slog.LevelVar) (*slog.Logger, error) {
-	opts := &slog.HandlerOptions{Level: level}
+	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: readable}
 	switch format {
 	case "json", "":
 		return slog.New(slog.NewJSONHandler(w, opts)), nil
@@ -18,6 +18,14 @@ func NewLogger(w io.Writer, format string, level *slog.LevelVar) (*slog.Logger, 
 		return slog.New(slog.NewTextHandler(w, opts)), nil
 	}
 	return nil, fmt.Errorf("log format %q is neither json nor text", format)
+}
+
+// readable writes durations as people read them, not as nanoseconds.
+func readable(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
 }
 
 // ParseLevel reads debug, info, warn or error, in any case.

@@ -57,6 +57,9 @@ func openState(dir string, anyFilesystem bool) (*stateFile, error) {
 	return f, nil
 }
 
+// ErrOnDisk refuses a Config.StateDir that is not in memory.
+var ErrOnDisk = errors.New("restart state: private keys must not reach a disk")
+
 // checkMemory refuses a directory that would put keys on a disk.
 func checkMemory(dir string) error {
 	var st unix.Statfs_t
@@ -67,9 +70,9 @@ func checkMemory(dir string) error {
 	case unix.TMPFS_MAGIC, unix.RAMFS_MAGIC:
 		return nil
 	}
-	return fmt.Errorf("restart state: %s is on a filesystem of type %#x, not tmpfs, and private keys must not reach a disk; "+
+	return fmt.Errorf("%w: %s is on a filesystem of type %#x, not tmpfs; "+
 		"set --state-dir (identity.stateDirectory) to a directory on tmpfs such as /run/spiffe-node/state, or to nothing to keep no restart state",
-		dir, uint32(st.Type))
+		ErrOnDisk, dir, uint32(st.Type))
 }
 
 // hurry has the state written without delay. A nil stateFile does nothing.
