@@ -32,4 +32,6 @@ if [ ${#missing[@]} -gt 0 ]; then
   }
 fi
 
+go vet ./...
+go test ./cluster ./probe
 exec go test -count=1 -timeout 40m -v "$@" .
