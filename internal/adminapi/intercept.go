@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	grpcpeer "google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
@@ -39,6 +40,9 @@ var notLocal = map[string]bool{
 type interceptor struct {
 	log    *slog.Logger
 	record *slog.Logger
+	// allow is the policy: it refuses the call, or lets it go on with the
+	// context it returns.
+	allow func(ctx context.Context, method string) (context.Context, error)
 }
 
 func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
@@ -49,10 +53,11 @@ func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServer
 		}
 		c.end(ctx, err)
 	}()
-	if err := c.authorize(); err != nil {
+	allowed, err := i.allow(ctx, info.FullMethod)
+	if err != nil {
 		return nil, err
 	}
-	return next(withCall(ctx, c), req)
+	return next(withCall(allowed, c), req)
 }
 
 func (i *interceptor) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
@@ -64,15 +69,24 @@ func (i *interceptor) stream(srv any, ss grpc.ServerStream, info *grpc.StreamSer
 		}
 		c.end(ctx, err)
 	}()
-	if err := c.authorize(); err != nil {
+	allowed, err := i.allow(ctx, info.FullMethod)
+	if err != nil {
 		return err
 	}
-	return next(srv, ss)
+	return next(srv, &streamWith{ss, withCall(allowed, c)})
 }
+
+// streamWith is a stream with another context.
+type streamWith struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+// Context is the one with caller and call in it.
+func (s *streamWith) Context() context.Context { return s.ctx }
 
 // call is one RPC under way.
 type call struct {
-	method string
 	start  time.Time
 	log    *slog.Logger
 	record *slog.Logger
@@ -86,16 +100,26 @@ func (i *interceptor) begin(ctx context.Context, method string) *call {
 	if p, ok := grpcpeer.FromContext(ctx); ok {
 		if who, ok := p.Addr.(peer); ok {
 			attrs = append(attrs, slog.Int("caller_pid", int(who.pid)), slog.Uint64("caller_uid", uint64(who.uid)))
+		} else if _, ok := p.AuthInfo.(credentials.TLSInfo); ok {
+			attrs = append(attrs, slog.String("caller_address", p.Addr.String()))
+			if who, err := peerIdentity(p); err == nil && !who.id.IsZero() {
+				attrs = append(attrs, slog.String("caller_id", who.id.String()))
+			}
 		}
 	}
-	return &call{method: method, start: time.Now(), log: i.log.With(attrs...), record: i.record.With(attrs...)}
+	return &call{start: time.Now(), log: i.log.With(attrs...), record: i.record.With(attrs...)}
 }
 
-func (c *call) authorize() error {
-	if notLocal[c.method] {
-		return status.Errorf(codes.PermissionDenied, "authorization denied for method %s", c.method)
+// allowLocal is the policy for callers on the socket.
+func allowLocal(ctx context.Context, method string) (context.Context, error) {
+	if notLocal[method] {
+		return nil, errDenied(method)
 	}
-	return nil
+	return ctx, nil
+}
+
+func errDenied(method string) error {
+	return status.Errorf(codes.PermissionDenied, "authorization denied for method %s", method)
 }
 
 // panicked keeps a fault inside its call. The text of the panic stays in the

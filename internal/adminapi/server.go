@@ -26,9 +26,6 @@ import (
 // looks, if neither is told otherwise.
 const DefaultSocketPath = spirewire.DefaultAdminSocket
 
-// stopTimeout is how long calls under way may take when the server stops.
-const stopTimeout = 10 * time.Second
-
 // Config is what a Server needs.
 type Config struct {
 	// SocketPath is the unix socket; "" = DefaultSocketPath. Its directory is
@@ -43,6 +40,9 @@ type Config struct {
 	// Authority is served as the SPIRE Server API; nil serves nothing of it but
 	// Logger: for agents whose authority is elsewhere.
 	Authority Authority
+	// Nodes attests other agents; nil = the authority serves only the agent in
+	// this process.
+	Nodes *Nodes
 	// LocalAgent is the agent in this process, which cannot be banned or
 	// deleted; zero = none.
 	LocalAgent spiffeid.ID
@@ -85,7 +85,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, lis: lis}
-	i := &interceptor{log: cfg.Logger, record: cfg.Audit}
+	i := &interceptor{log: cfg.Logger, record: cfg.Audit, allow: allowLocal}
 	s.grpc = grpc.NewServer(grpc.UnaryInterceptor(i.unary), grpc.StreamInterceptor(i.stream), grpc.WaitForHandlers(true))
 	s.register()
 	return s, nil
@@ -95,7 +95,12 @@ func (s *Server) register() {
 	td := s.cfg.TrustDomain
 	if a := s.cfg.Authority; a != nil {
 		entrypb.RegisterEntryServer(s.grpc, &entryService{td: td, store: a})
-		agentpb.RegisterAgentServer(s.grpc, &agentService{td: td, local: s.cfg.LocalAgent, store: a})
+		agents := agentService{td: td, local: s.cfg.LocalAgent, store: a}
+		if n := s.cfg.Nodes; n != nil {
+			agentpb.RegisterAgentServer(s.grpc, &nodeAgents{agents, n})
+		} else {
+			agentpb.RegisterAgentServer(s.grpc, &agents)
+		}
 		bundlepb.RegisterBundleServer(s.grpc, &bundleService{td: td, store: a})
 		svidpb.RegisterSVIDServer(s.grpc, &svidService{td: td, minter: a})
 		debugpb.RegisterDebugServer(s.grpc, &debugService{authority: a, start: time.Now()})
@@ -115,28 +120,7 @@ func (s *Server) Addr() net.Addr { return s.lis.Addr() }
 // Run serves until ctx ends, lets calls under way finish for a while, and
 // removes the socket. It must be called once.
 func (s *Server) Run(ctx context.Context) error {
-	served := make(chan error, 1)
-	go func() { served <- s.grpc.Serve(s.lis) }()
-	select {
-	case err := <-served:
-		return fmt.Errorf("admin API: %w", err)
-	case <-ctx.Done():
-	}
-	stopped := make(chan struct{})
-	go func() {
-		s.grpc.GracefulStop()
-		close(stopped)
-	}()
-	timer := time.NewTimer(stopTimeout)
-	defer timer.Stop()
-	select {
-	case <-stopped:
-	case <-timer.C:
-		s.grpc.Stop()
-		<-stopped
-	}
-	// Serve has returned because of the stop, which is no news.
-	if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+	if err := serve(ctx, s.grpc, s.lis, nil); err != nil {
 		return fmt.Errorf("admin API: %w", err)
 	}
 	return nil
