@@ -93,7 +93,7 @@ func (a *agent) serve(ctx context.Context) error {
 	a.log.Info("agent started",
 		slog.String("version", version),
 		slog.String("trust_domain", a.cfg.TrustDomain),
-		slog.String("agent_id", n.id.String()),
+		slog.String("agent_id", n.agentID()),
 		slog.String("mode", a.cfg.Mode),
 		slog.String("socket", n.socket.Path()),
 		slog.String("admin_socket", a.cfg.Admin.SocketPath),

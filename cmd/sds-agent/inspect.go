@@ -34,7 +34,7 @@ func (i inspector) Status(context.Context) (*adminapi.Status, error) {
 	}
 	return &adminapi.Status{
 		TrustDomain:        cfg.TrustDomain,
-		AgentID:            n.id.String(),
+		AgentID:            n.agentID(),
 		Version:            version,
 		StartedAt:          i.agent.started,
 		Mode:               mode,

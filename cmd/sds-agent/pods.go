@@ -80,5 +80,6 @@ func podFacts(p config.Pods, out *podinfo.Config) (source string, err error) {
 
 // onPod has the SVIDs of a pod signed before its containers start.
 func (n *node) onPod(pod attest.Pod) {
+	n.hurry()
 	n.manager.Warm(attest.NewSelectors(pod.K8sSelectors()...))
 }

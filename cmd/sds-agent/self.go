@@ -102,6 +102,9 @@ func (s *self) run(ctx context.Context) error {
 
 // authorityStatus is what Inspect says of who signs.
 func (n *node) authorityStatus() adminapi.AuthorityStatus {
+	if n.server != nil {
+		return n.serverStatus()
+	}
 	out := adminapi.AuthorityStatus{Kind: "embedded", State: "ready"}
 	x, err := n.authority.X509Authorities()
 	if err == nil {

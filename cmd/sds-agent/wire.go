@@ -22,6 +22,7 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/sockdir"
 	"github.com/spiffe-node/spiffe-node/pkg/attest"
 	"github.com/spiffe-node/spiffe-node/pkg/authority/embedded"
+	"github.com/spiffe-node/spiffe-node/pkg/authority/spireserver"
 	"github.com/spiffe-node/spiffe-node/pkg/entry"
 	"github.com/spiffe-node/spiffe-node/pkg/sds"
 	"github.com/spiffe-node/spiffe-node/pkg/svid"
@@ -33,7 +34,8 @@ type node struct {
 	log       *slog.Logger
 	id        spiffeid.ID
 	order     entry.Order
-	authority *embedded.Authority
+	authority *embedded.Authority // or
+	server    *spireserver.Client // where the authority is elsewhere
 	self      *self
 	ledger    *ledger.Reader  // nil outside kubernetes mode
 	pods      *podinfo.Source // likewise
@@ -63,16 +65,21 @@ func (a *agent) wire(ctx context.Context) (_ *node, err error) {
 	if cfg.Identity.DefaultOrder == "spire" {
 		n.order = entry.OrderSPIRE
 	}
-	entries, err := n.openAuthority(ctx, cfg, td, a)
-	if err != nil {
-		return nil, err
-	}
 	stateDir := cfg.Identity.StateDirectory
 	if stateDir == config.StateAuto {
 		stateDir = config.DefaultStateDirectory
 	}
+	var entries svid.Entries
+	if cfg.Authority.SpireServer.Enabled() {
+		entries, err = n.openServer(cfg, td, stateDir, a)
+	} else {
+		entries, err = n.openAuthority(ctx, cfg, td, a)
+	}
+	if err != nil {
+		return nil, err
+	}
 	identities := svid.Config{
-		Authority:   n.authority,
+		Authority:   n.signer(),
 		Entries:     entries,
 		KeyType:     cfg.Identity.X509SVIDKeyType,
 		Order:       n.order,
@@ -82,9 +89,13 @@ func (a *agent) wire(ctx context.Context) (_ *node, err error) {
 		MaxIdle:     cfg.Identity.MaxX509SVIDs,
 		MaxJWT:      cfg.Identity.MaxJWTSVIDs,
 		OnLate:      n.onLate,
+		OnPark:      n.hurry,
 		Logger:      a.log,
 		Audit:       a.audit,
 		Metrics:     svid.NewMetrics(a.metrics),
+	}
+	if n.server != nil {
+		identities.Workers = serverWorkers
 	}
 	n.manager, err = svid.New(identities)
 	if errors.Is(err, svid.ErrOnDisk) && cfg.Identity.StateDirectory == config.StateAuto {
@@ -104,7 +115,7 @@ func (a *agent) wire(ctx context.Context) (_ *node, err error) {
 	n.admin, err = adminapi.New(ctx, adminapi.Config{
 		SocketPath:  cfg.Admin.SocketPath,
 		TrustDomain: td,
-		Authority:   n.authority,
+		Authority:   n.administered(),
 		Source:      inspector{agent: a, node: n},
 		LocalAgent:  n.id,
 		LogLevel:    a.level,
@@ -276,8 +287,7 @@ func (n *node) ready() error {
 	case !n.socket.Current():
 		return errors.New("the socket's name leads elsewhere: another agent has taken over or removed it")
 	}
-	_, err := n.authority.X509Authorities()
-	return err
+	return n.canIssue()
 }
 
 func (n *node) socketNames(cfg *config.Agent) []string {
@@ -290,17 +300,15 @@ func (n *node) socketNames(cfg *config.Agent) []string {
 
 // run runs all parts until ctx ends. The authority outlives those that use it.
 func (n *node) run(ctx context.Context) error {
-	tasks := []daemon.Task{
-		{Name: "authority", Run: n.authority.Run},
-		{Name: "agent SVID", Run: n.self.run},
-		{Name: "identities", Run: n.manager.Run},
-		{Name: "public socket", Run: n.public.run},
-		{Name: "admin socket", Run: n.admin.Run},
-	}
+	tasks := append(n.authorityTasks(),
+		daemon.Task{Name: "identities", Run: n.manager.Run},
+		daemon.Task{Name: "public socket", Run: n.public.run},
+		daemon.Task{Name: "admin socket", Run: n.admin.Run},
+	)
 	if n.ledger != nil {
 		tasks = append(tasks, daemon.Task{Name: "publish ledger", Run: n.ledger.Run}, daemon.Task{Name: "pods", Run: n.pods.Run})
 	}
-	return errors.Join(daemon.Run(ctx, n.log, tasks...), n.authority.Close())
+	return errors.Join(daemon.Run(ctx, n.log, tasks...), n.closeAuthority())
 }
 
 // discard gives up parts that never ran.
@@ -315,7 +323,5 @@ func (n *node) discard() {
 		_ = n.socket.Unpublish()
 		_ = n.socket.Close()
 	}
-	if n.authority != nil {
-		_ = n.authority.Close()
-	}
+	_ = n.closeAuthority()
 }

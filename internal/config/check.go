@@ -57,7 +57,10 @@ func (a *Agent) problems() []*Problem {
 	c.oneOf("mode", a.Mode, ModeStandalone, ModeKubernetes)
 	a.checkNode(&c)
 	a.checkSockets(&c)
-	a.checkAuthority(&c)
+	a.Authority.SpireServer.problems(&c)
+	if !a.Authority.SpireServer.Enabled() {
+		a.checkAuthority(&c)
+	}
 	a.checkPods(&c)
 	c.oneOf("identity.x509SVIDKeyType", a.Identity.X509SVIDKeyType, "ec-p256", "ec-p384", "rsa-2048")
 	c.oneOf("identity.defaultOrder", a.Identity.DefaultOrder, "node", "spire")
@@ -130,7 +133,7 @@ func (a *Agent) checkSockets(c *collector) {
 		"authority.embedded.statePath": a.Authority.Embedded.StatePath,
 	}
 	for key, path := range outside {
-		if path != "" && within(a.Socket.Directory, path) {
+		if path != "" && within(a.Socket.Directory, path) && (key != "authority.embedded.statePath" || !a.Authority.SpireServer.Enabled()) {
 			c.add(key, "%q lies in socket.directory, which every pod can read; choose another directory", path)
 		}
 	}

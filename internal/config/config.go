@@ -3,7 +3,8 @@
 //
 // It promises that a wrong file is refused before anything starts, with the
 // file, line and key, that unknown and repeated keys are refused, and that
-// what Parse returns has been checked and defaulted. The file holds no secrets.
+// what Parse returns has been checked and defaulted. The file holds no secrets,
+// unless a join token is put there for a trial.
 package config
 
 import (
@@ -73,9 +74,11 @@ type Admin struct {
 	SocketPath string `yaml:"socketPath" doc:"Owner-only socket with the SPIRE Server API and Inspect. Must lie outside socket.directory."`
 }
 
-// Authority says where identities come from.
+// Authority says where identities come from: the embedded authority, unless
+// spireServer.address names another.
 type Authority struct {
-	Embedded Embedded `yaml:"embedded"`
+	Embedded    Embedded    `yaml:"embedded"`
+	SpireServer SpireServer `yaml:"spireServer"`
 }
 
 // Embedded is the in-process authority.
@@ -179,7 +182,7 @@ func Default() Agent {
 			AlternateNames: []string{"spire-agent.sock", "api.sock"},
 		},
 		Admin: Admin{SocketPath: "/run/spiffe-node/admin/api.sock"},
-		Authority: Authority{Embedded: Embedded{
+		Authority: Authority{SpireServer: defaultSpireServer(), Embedded: Embedded{
 			StatePath:          "/var/lib/spiffe-node/authority.db",
 			CAKeyType:          "ec-p256",
 			CATTL:              Duration(24 * time.Hour),

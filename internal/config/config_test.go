@@ -14,7 +14,7 @@ import (
 const head = "apiVersion: config.spiffe-node.io/v1alpha1\nkind: AgentConfiguration\ntrustDomain: example.org\n"
 
 func TestShippedFilesParse(t *testing.T) {
-	for _, name := range []string{"minimal.yaml", "full.yaml"} {
+	for _, name := range []string{"minimal.yaml", "full.yaml", "spireserver.yaml"} {
 		if _, err := config.Load(name, nil); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}

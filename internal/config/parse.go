@@ -71,7 +71,7 @@ func Parse(name string, data []byte, override func(*Agent)) (*Agent, error) {
 	if override != nil {
 		override(&c)
 	}
-	if err := refuse(name, &root, c.problems()); err != nil {
+	if err := refuse(name, &root, append(c.problems(), c.oneAuthority(&root)...)); err != nil {
 		return nil, err
 	}
 	return &c, nil

@@ -50,6 +50,9 @@ type Config struct {
 	// OnLate is told once of each caller that has been parked for LateAfter.
 	// It must not block. nil = nobody is told.
 	OnLate func(s attest.Subject, what string, since time.Time)
+	// OnPark is told whenever a caller begins to wait, so that an authority that
+	// is polled can be asked at once. It must not block. nil = nobody is told.
+	OnPark func()
 	// LateAfter: 0 = 10 s.
 	LateAfter time.Duration
 

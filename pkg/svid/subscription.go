@@ -168,26 +168,35 @@ func (s *Subscription) Close() {
 // the like. ErrOverLimit if too many callers of its pod wait already. Parking
 // again only changes what is waited for.
 func (s *Subscription) Park(what string) error {
+	began, err := s.park(what)
+	if f := s.m.cfg.OnPark; f != nil && began {
+		s.m.guard(f)
+	}
+	return err
+}
+
+// park is Park; began says that the caller did not wait before.
+func (s *Subscription) park(what string) (began bool, err error) {
 	m, key := s.m, s.view.subject.LimitKey()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if s.closed.Load() {
-		return nil
+		return false, nil
 	}
 	if s.parked != nil {
 		s.parked.what = what
-		return nil
+		return false, nil
 	}
 	if n := m.parked[key]; n >= m.cfg.MaxParked {
 		m.met.overLimit.Inc()
-		return fmt.Errorf("%w: %d callers of %s wait already; raise the limit of parked callers or find out what they wait for", ErrOverLimit, n, key)
+		return false, fmt.Errorf("%w: %d callers of %s wait already; raise the limit of parked callers or find out what they wait for", ErrOverLimit, n, key)
 	}
 	m.parked[key]++
 	m.met.parked.Inc()
 	now := m.now()
 	s.parked = &parking{sub: s, what: what, since: now, key: key}
 	m.setTimerLocked(&s.parked.alarm, s.parked, now.Add(m.cfg.LateAfter))
-	return nil
+	return true, nil
 }
 
 // Unpark says that the caller waits no longer.

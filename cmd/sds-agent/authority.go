@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/spiffe-node/spiffe-node/internal/adminapi"
+	"github.com/spiffe-node/spiffe-node/internal/config"
+	"github.com/spiffe-node/spiffe-node/internal/daemon"
+	"github.com/spiffe-node/spiffe-node/pkg/authority"
+	"github.com/spiffe-node/spiffe-node/pkg/authority/spireserver"
+	"github.com/spiffe-node/spiffe-node/pkg/svid"
+)
+
+// serverWorkers is how many SVIDs are asked for at a time where they travel in
+// batches.
+const serverWorkers = 128
+
+// openServer makes the client of an authority elsewhere. Nothing is asked
+// before it runs: an agent whose server is away serves from its state.
+func (n *node) openServer(cfg *config.Agent, td spiffeid.TrustDomain, stateDir string, a *agent) (svid.Entries, error) {
+	s := cfg.Authority.SpireServer
+	c := spireserver.Config{
+		TrustDomain:       td,
+		Addresses:         s.Addresses(),
+		InsecureBootstrap: s.TrustBundle.Insecure,
+		StateDir:          stateDir,
+		Version:           version,
+		SyncInterval:      time.Duration(s.SyncInterval),
+		WithdrawConfirm:   time.Duration(s.WithdrawConfirm),
+		Logger:            a.log,
+		Metrics:           spireserver.NewMetrics(a.metrics),
+	}
+	switch t := s.TrustBundle; {
+	case t.Path != "":
+		c.Bootstrap = spireserver.BundleFile(t.Path, t.Format)
+	case t.URL != "":
+		c.Bootstrap = spireserver.BundleURL(t.URL, t.Format)
+	}
+	switch at := s.NodeAttestation; at.Type {
+	case config.AttestJoinToken:
+		c.Attestor = spireserver.JoinToken{Token: at.JoinToken, Path: at.JoinTokenFile}
+	default:
+		c.Attestor = spireserver.PSAT{Cluster: at.Cluster, TokenPath: at.TokenPath}
+	}
+	var err error
+	n.server, err = spireserver.New(c)
+	if errors.Is(err, spireserver.ErrOnDisk) && cfg.Identity.StateDirectory == config.StateAuto {
+		c.StateDir = ""
+		n.server, err = spireserver.New(c)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("authority.spireServer: %w", err)
+	}
+	return n.server, nil
+}
+
+// signer is whoever signs for this node.
+func (n *node) signer() authority.Authority {
+	if n.server != nil {
+		return n.server
+	}
+	return n.authority
+}
+
+// administered is the authority that the admin socket serves: only the one in
+// this process.
+func (n *node) administered() adminapi.Authority {
+	if n.server != nil {
+		return nil
+	}
+	return n.authority
+}
+
+// hurry says that somebody waits, or will soon, for what the authority may
+// know already.
+func (n *node) hurry() {
+	if n.server != nil {
+		n.server.Hurry()
+	}
+}
+
+// agentID is this agent's SPIFFE ID; zero until the node is attested.
+func (n *node) agentID() string {
+	if n.server == nil {
+		return n.id.String()
+	}
+	return n.server.Status().AgentID.String()
+}
+
+// canIssue is nil when the authority would sign now.
+func (n *node) canIssue() error {
+	if n.server != nil {
+		return n.server.Ready()
+	}
+	_, err := n.authority.X509Authorities()
+	return err
+}
+
+// authorityTasks keep the authority going.
+func (n *node) authorityTasks() []daemon.Task {
+	if n.server != nil {
+		return []daemon.Task{{Name: "server", Run: n.server.Run}}
+	}
+	return []daemon.Task{{Name: "authority", Run: n.authority.Run}, {Name: "agent SVID", Run: n.self.run}}
+}
+
+func (n *node) closeAuthority() error {
+	switch {
+	case n.server != nil:
+		return n.server.Close()
+	case n.authority != nil:
+		return n.authority.Close()
+	}
+	return nil
+}
+
+// serverStatus is what Inspect says of an authority elsewhere.
+func (n *node) serverStatus() adminapi.AuthorityStatus {
+	out := adminapi.AuthorityStatus{Kind: "spire-server", State: "ready"}
+	s := n.server.Status()
+	if err := n.server.Ready(); err != nil {
+		out.State, out.Detail = "degraded", err.Error()
+		if !s.Attested && !s.Banned && s.LastSync.IsZero() {
+			out.State = "starting"
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if set, err := n.server.Bundles(ctx, 0); err == nil {
+		// The root that outlives the others is the one that signs, or will.
+		for _, root := range set.Own.X509Authorities() {
+			if root.NotAfter.After(out.X509AuthorityEnds) {
+				out.X509AuthorityID, out.X509AuthorityEnds = fmt.Sprintf("%x", root.SubjectKeyId), root.NotAfter
+			}
+		}
+	}
+	return out
+}
+
+// logServer says where identities come from.
+func (n *node) logServer(cfg *config.Agent) {
+	if n.server != nil {
+		n.log.Info("identities come from a server", slog.Any("addresses", cfg.Authority.SpireServer.Addresses()),
+			slog.String("node_attestation", cfg.Authority.SpireServer.NodeAttestation.Type))
+	}
+}

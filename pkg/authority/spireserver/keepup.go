@@ -1,0 +1,199 @@
+package spireserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+
+	"github.com/spiffe-node/spiffe-node/internal/spirewire/agentpb"
+	"github.com/spiffe-node/spiffe-node/pkg/entry"
+)
+
+// syncOutcome is what became of the syncs asked for up to a number.
+type syncOutcome struct {
+	asked uint64
+	err   error
+}
+
+// follower is the state of the sync loop; only that loop touches it.
+type follower struct {
+	pace        pace
+	noSync      bool                          // the server has no SyncAuthorizedEntries
+	posted      bool                          // PostStatus was sent
+	federatedAt time.Time                     // last round of federated bundles
+	bundleAt    time.Time                     // last answer with the own bundle
+	asked       map[spiffeid.TrustDomain]bool // for their bundles, since federatedAt
+}
+
+func (f *follower) init(c *Client) {
+	f.pace = pace{interval: c.cfg.SyncInterval}
+	f.asked = map[spiffeid.TrustDomain]bool{}
+}
+
+// keepUp follows entries and bundles until ctx ends.
+func (c *Client) keepUp(ctx context.Context) {
+	f := &c.follow
+	for {
+		id, err := c.identity.wait(ctx, func(id *nodeSVID) bool { return id != nil })
+		if err != nil {
+			return
+		}
+		asked := c.asked.Load()
+		start := time.Now()
+		err = c.syncOnce(ctx, f.pace.hurried())
+		if ctx.Err() != nil {
+			return
+		}
+		c.synced.set(syncOutcome{asked, err})
+		c.reportSync(err)
+		wait := f.pace.after(start, time.Now(), err, c.ledger.nextConfirm())
+		switch {
+		case err == nil:
+			c.postStatus(ctx)
+			c.rest(ctx, wait)
+		case c.isRejected(id):
+			// Nothing is asked with an SVID that was turned away.
+			c.log.Warn("the server turned the agent's SVID away; entries stay as they are until there is another", slog.Any("error", err))
+			if _, err := c.identity.wait(ctx, func(now *nodeSVID) bool { return now != id }); err != nil {
+				return
+			}
+		case unreachable(err):
+			c.awaitServer(ctx, wait)
+		default:
+			c.rest(ctx, wait)
+		}
+	}
+}
+
+func (c *Client) isRejected(id *nodeSVID) bool {
+	c.rejectedMu.Lock()
+	defer c.rejectedMu.Unlock()
+	return c.rejected != nil && c.rejected.svid == id
+}
+
+// rest waits until the next sync is due or somebody is in a hurry.
+func (c *Client) rest(ctx context.Context, wait time.Duration) {
+	f := &c.follow
+	for {
+		timer := time.NewTimer(max(wait, 0))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+			return
+		case <-c.hurry:
+			timer.Stop()
+			wait = f.pace.hurry(time.Now())
+		}
+	}
+}
+
+// awaitServer waits until a connection is there again, and then for a moment
+// that differs from node to node; at the latest it tries when it would have
+// anyway.
+func (c *Client) awaitServer(ctx context.Context, wait time.Duration) {
+	wctx, cancel := context.WithTimeout(ctx, max(wait, retryMax))
+	c.reachable(wctx)
+	cancel()
+	c.rest(ctx, min(wait, jitter(probeEvery/2)))
+}
+
+// syncOnce asks for entries, and for bundles unless this is one of many
+// syncs in a hurry.
+func (c *Client) syncOnce(ctx context.Context, hurried bool) error {
+	f := &c.follow
+	answer, err := c.fetchEntries(ctx, func(id string) *entry.Entry {
+		e, _, _ := c.ledger.get(id)
+		return e
+	})
+	if err != nil {
+		return fmt.Errorf("sync entries: %w", err)
+	}
+	next, withdrawn := c.ledger.apply(answer, time.Now())
+	c.publish(next, withdrawn)
+	tds := c.federatesWith(next)
+	c.store.keepFederated(tds)
+	now := time.Now()
+	if !hurried || now.Sub(f.bundleAt) >= c.cfg.SyncInterval {
+		if err := c.refreshOwn(ctx); err != nil {
+			return err
+		}
+		f.bundleAt = now
+	}
+	ask := f.dueFederated(tds, c.store.unknownFederated(tds), now)
+	// One that fails was said so and keeps nobody waiting.
+	_ = c.refreshFederated(ctx, ask)
+	c.met.synced.SetToCurrentTime()
+	return nil
+}
+
+// dueFederated are the trust domains whose bundles to ask for now: all of them
+// now and then, and those without one once more in between.
+func (f *follower) dueFederated(all, unknown []spiffeid.TrustDomain, now time.Time) []spiffeid.TrustDomain {
+	if now.Sub(f.federatedAt) >= federatedEvery {
+		f.federatedAt = now
+		clear(f.asked)
+		for _, td := range all {
+			f.asked[td] = true
+		}
+		return all
+	}
+	var due []spiffeid.TrustDomain
+	for _, td := range unknown {
+		if !f.asked[td] {
+			f.asked[td] = true
+			due = append(due, td)
+		}
+	}
+	return due
+}
+
+func (c *Client) reportSync(err error) {
+	now := time.Now()
+	c.report.edit(func(r *report) {
+		failing := r.syncErr != nil
+		r.syncErr = err
+		switch {
+		case err == nil:
+			r.s.LastSync = now
+			if failing {
+				c.log.Info("the server answers again")
+			}
+		case !failing:
+			c.log.Warn("sync with the server failed; what is known is served on", slog.Any("error", err))
+		default:
+			c.log.Debug("sync with the server failed", slog.Any("error", err))
+		}
+	})
+}
+
+// postStatus tells the server this agent's version, once.
+func (c *Client) postStatus(ctx context.Context) {
+	if c.follow.posted || c.cfg.Version == "" {
+		return
+	}
+	c.follow.posted = true
+	err := c.call(ctx, "PostStatus", func(ctx context.Context, cc grpc.ClientConnInterface) error {
+		_, err := agentpb.NewAgentClient(cc).PostStatus(ctx, &agentpb.PostStatusRequest{AgentVersion: c.cfg.Version})
+		return err
+	})
+	if err != nil {
+		c.log.Debug("the server did not take the agent's version", slog.Any("error", err))
+	}
+}
+
+// resync waits for a sync that started after now.
+func (c *Client) resync(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.RPCTimeout)
+	defer cancel()
+	want := c.asked.Add(1)
+	c.Hurry()
+	out, err := c.synced.wait(ctx, func(o syncOutcome) bool { return o.asked >= want })
+	return errors.Join(err, out.err)
+}

@@ -1,0 +1,246 @@
+package spireserver
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
+)
+
+// deadPeer is how long sent data may stay unacknowledged, and how long a quiet
+// connection may be silent, before the kernel gives it up.
+const deadPeer = 20 * time.Second
+
+func dialTCP(ctx context.Context, address string) (net.Conn, error) {
+	d := net.Dialer{
+		Timeout:         5 * time.Second,
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 2},
+		Control: func(_, _ string, raw syscall.RawConn) error {
+			var err error
+			if cerr := raw.Control(func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(deadPeer/time.Millisecond))
+			}); cerr != nil {
+				return cerr
+			}
+			return err
+		},
+	}
+	return d.DialContext(ctx, "tcp", address)
+}
+
+// connect makes a connection that is opened when it is first used and again
+// whenever the server ends it: the addresses in turn, each round after at most
+// probeEvery. first is the address to begin with.
+func (c *Client) connect(tlsConfig *tls.Config, first int) (*grpc.ClientConn, error) {
+	r := manual.NewBuilderWithScheme("spireserver")
+	addresses := make([]resolver.Address, len(c.cfg.Addresses))
+	for i := range addresses {
+		addresses[i].Addr = c.cfg.Addresses[(first+i)%len(addresses)]
+	}
+	r.InitialState(resolver.State{Addresses: addresses})
+	cc, err := grpc.NewClient(r.Scheme()+":///server",
+		grpc.WithResolvers(r),
+		grpc.WithAuthority(addresses[0].Addr),
+		grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)),
+		grpc.WithContextDialer(c.cfg.dial),
+		grpc.WithIdleTimeout(0),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: probeEvery / 2, Multiplier: 1.3, Jitter: 0.2, MaxDelay: probeEvery},
+			MinConnectTimeout: 5 * time.Second,
+		}),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %v: %w", c.cfg.Addresses, err)
+	}
+	return cc, nil
+}
+
+// serverTLS verifies the server and presents svid, if there is one.
+func (c *Client) serverTLS(svid *x509svid.SVID, verify func(raw [][]byte) error) *tls.Config {
+	config := &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		// The peer proves a SPIFFE ID, not a host name; verify below does what
+		// this flag switches off, and no session is ever resumed without it.
+		InsecureSkipVerify: true, //nolint:gosec // see above
+		VerifyPeerCertificate: func(raw [][]byte, _ [][]*x509.Certificate) error { //nolint:gosec // G123: sessions are not cached
+			return verify(raw)
+		},
+	}
+	if svid != nil {
+		cert := &tls.Certificate{PrivateKey: svid.PrivateKey, Leaf: svid.Certificates[0]}
+		for _, crt := range svid.Certificates {
+			cert.Certificate = append(cert.Certificate, crt.Raw)
+		}
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
+	}
+	return config
+}
+
+// verifyServer is nil for a chain of spiffe://TD/spire/server below the trust
+// bundle. Until the server's own bundle was heard of in this process, the
+// bootstrap bundle counts too: the one in the state may be too old.
+func (c *Client) verifyServer(raw [][]byte) error {
+	trust, confirmed := c.trusted()
+	err := errNoTrust
+	if trust != nil {
+		if err = c.verifyWith(trust, raw); err == nil || confirmed {
+			return err
+		}
+	}
+	if c.cfg.Bootstrap == nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(c.life, c.cfg.RPCTimeout)
+	defer cancel()
+	trust, berr := c.cfg.Bootstrap(ctx, c.cfg.TrustDomain)
+	if berr != nil {
+		if errors.Is(err, errNoTrust) {
+			return berr
+		}
+		return errors.Join(err, berr)
+	}
+	return c.verifyWith(trust, raw)
+}
+
+func (c *Client) verifyWith(trust *x509bundle.Bundle, raw [][]byte) error {
+	id, _, err := x509svid.ParseAndVerify(raw, trust)
+	if err != nil {
+		return fmt.Errorf("the server's certificate: %w", err)
+	}
+	return c.requireServer(id)
+}
+
+func (c *Client) requireServer(id spiffeid.ID) error {
+	if id != c.server {
+		return fmt.Errorf("the server is %s, not %s", id, c.server)
+	}
+	return nil
+}
+
+// link is a connection that presents one SVID. Counted by links.
+type link struct {
+	cc      *grpc.ClientConn
+	svid    *nodeSVID
+	retired chan struct{} // closed when another link has taken over
+	uses    int
+}
+
+// links hands out the newest link; an older one is closed when its last call
+// has ended.
+type links struct {
+	mu      sync.Mutex
+	current *link
+	closed  bool
+}
+
+// acquire is the newest link, nil if there is none; release it after use.
+func (s *links) acquire() *link {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current != nil {
+		s.current.uses++
+	}
+	return s.current
+}
+
+func (s *links) release(l *link) {
+	s.mu.Lock()
+	l.uses--
+	over := l.uses == 0 && l != s.current
+	s.mu.Unlock()
+	if over {
+		_ = l.cc.Close()
+	}
+}
+
+// replace makes l, which may be nil, the newest link.
+func (s *links) replace(l *link) {
+	s.mu.Lock()
+	old := s.current
+	if s.closed && l != nil {
+		old, l = l, nil
+	}
+	s.current = l
+	over := old != nil && old.uses == 0
+	if old != nil {
+		close(old.retired)
+	}
+	s.mu.Unlock()
+	if over {
+		_ = old.cc.Close()
+	}
+}
+
+func (s *links) close() {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.replace(nil)
+}
+
+func (s *links) isCurrent(l *link) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.current == l
+}
+
+// relink makes a new link for the agent's SVID. first is the address to begin
+// with.
+func (c *Client) relink(svid *nodeSVID, first int) error {
+	cc, err := c.connect(c.serverTLS(svid.SVID, c.verifyServer), first)
+	if err != nil {
+		return err
+	}
+	c.links.replace(&link{cc: cc, svid: svid, retired: make(chan struct{})})
+	return nil
+}
+
+// reachable waits until the server answers to a TLS handshake, another link has
+// taken over, or ctx ends.
+func (c *Client) reachable(ctx context.Context) {
+	l := c.links.acquire()
+	if l == nil {
+		return
+	}
+	defer c.links.release(l)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, cancel)()
+	go func() {
+		select {
+		case <-l.retired:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	for {
+		state := l.cc.GetState()
+		switch state {
+		case connectivity.Ready, connectivity.Shutdown:
+			return
+		case connectivity.Idle:
+			l.cc.Connect()
+		case connectivity.Connecting, connectivity.TransientFailure:
+		}
+		if !l.cc.WaitForStateChange(ctx, state) {
+			return
+		}
+	}
+}

@@ -1,0 +1,237 @@
+package spireserver
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"golang.org/x/sys/unix"
+
+	"github.com/spiffe-node/spiffe-node/internal/durable"
+)
+
+// The agent's state is one file, agent.state, replaced whole:
+//
+//	spiffe-node agent 1 <sha256 of the rest, hex>\n
+//	{"trust_domain": ..., "chain": [...], "key": ..., "reattestable": ..., "bundle": [...]}
+//
+// A file that is of another version, does not match its checksum or says
+// anything that cannot be true is renamed to agent.state.bad; one of another
+// trust domain is ignored.
+const (
+	stateName   = "agent.state"
+	stateHeader = "spiffe-node agent 1 "
+	stateLimit  = 16 << 20 // bytes; more cannot be ours
+)
+
+// ErrOnDisk refuses a Config.StateDir that is not in memory.
+var ErrOnDisk = errors.New("agent state: private keys must not reach a disk")
+
+type stateFile struct {
+	path    string
+	changed chan struct{}
+}
+
+type agentState struct {
+	TrustDomain  string   `json:"trust_domain"`
+	Chain        [][]byte `json:"chain"`        // DER, leaf first
+	Key          []byte   `json:"key"`          // PKCS#8
+	Reattestable bool     `json:"reattestable"` // else the SVID is renewed
+	Bundle       [][]byte `json:"bundle"`       // DER, to verify the server with
+}
+
+// openState checks that a key may be put into dir.
+func openState(dir string, anyFilesystem bool) (*stateFile, error) {
+	if err := durable.OwnerDir(dir); err != nil {
+		return nil, fmt.Errorf("agent state: %w", err)
+	}
+	if !anyFilesystem {
+		var st unix.Statfs_t
+		if err := unix.Statfs(dir, &st); err != nil {
+			return nil, fmt.Errorf("agent state: statfs %s: %w", dir, err)
+		}
+		if t := uint32(st.Type); t != unix.TMPFS_MAGIC && t != unix.RAMFS_MAGIC {
+			return nil, fmt.Errorf("%w: %s is on a filesystem of type %#x, not tmpfs; "+
+				"set identity.stateDirectory to a directory on tmpfs such as /run/spiffe-node/state, or to nothing to keep no state", ErrOnDisk, dir, t)
+		}
+	}
+	f := &stateFile{path: filepath.Join(dir, stateName), changed: make(chan struct{}, 1)}
+	if err := durable.RemoveTemp(f.path); err != nil {
+		return nil, fmt.Errorf("agent state: %w", err)
+	}
+	return f, nil
+}
+
+// stateChanged has the state written soon.
+func (c *Client) stateChanged() {
+	if c.state != nil {
+		signal(c.state.changed)
+	}
+}
+
+// keepState writes the state whenever it changed.
+func (c *Client) keepState(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			select {
+			case <-c.state.changed:
+				c.saveState()
+			default:
+			}
+			return
+		case <-c.state.changed:
+			c.saveState()
+		}
+	}
+}
+
+func (c *Client) saveState() {
+	id := c.identity.get()
+	if id == nil {
+		return
+	}
+	data, err := encodeState(c.cfg.TrustDomain.Name(), id, c.trustNow())
+	if err == nil {
+		err = durable.WriteFile(c.state.path, data, 0o600)
+	}
+	clear(data) // it holds a key
+	if err != nil {
+		c.log.Error("agent state was not written; an agent restarted now has to attest anew", slog.Any("error", err))
+	}
+}
+
+func (c *Client) trustNow() *x509bundle.Bundle {
+	trust, _ := c.trusted()
+	return trust
+}
+
+func encodeState(td string, id *nodeSVID, trust *x509bundle.Bundle) ([]byte, error) {
+	key, err := x509.MarshalPKCS8PrivateKey(id.PrivateKey)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(key)
+	s := agentState{TrustDomain: td, Key: key, Reattestable: id.reattestable}
+	for _, cert := range id.Certificates {
+		s.Chain = append(s.Chain, cert.Raw)
+	}
+	if trust != nil {
+		for _, root := range trust.X509Authorities() {
+			s.Bundle = append(s.Bundle, root.Raw)
+		}
+	}
+	body, err := json.Marshal(s)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(body)
+	sum := sha256.Sum256(body)
+	return append([]byte(stateHeader+hex.EncodeToString(sum[:])+"\n"), body...), nil
+}
+
+var errState = errors.New("not an agent state this version reads")
+
+func decodeState(data []byte) (*agentState, error) {
+	head, body, ok := bytes.Cut(data, []byte("\n"))
+	sum := sha256.Sum256(body)
+	if !ok || string(head) != stateHeader+hex.EncodeToString(sum[:]) {
+		return nil, errState
+	}
+	var s agentState
+	dec := json.NewDecoder(bytes.NewReader(body))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&s); err != nil {
+		// The decoder's error may quote what it read.
+		return nil, fmt.Errorf("%w: malformed", errState)
+	}
+	return &s, nil
+}
+
+// restore takes over what the process before left. Whatever is wrong with it,
+// the agent starts; an error is one of the filesystem's.
+func (c *Client) restore() error {
+	info, err := os.Lstat(c.state.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = durable.CheckOwnerFile(c.state.path)
+	}
+	if err == nil && info.Size() > stateLimit {
+		err = fmt.Errorf("%w: %d bytes", errState, info.Size())
+	}
+	var data []byte
+	if err == nil {
+		data, err = os.ReadFile(c.state.path)
+	}
+	if err == nil {
+		err = c.adopt(data)
+		clear(data)
+	}
+	if err == nil {
+		return nil
+	}
+	bad := c.state.path + ".bad"
+	rename := os.Rename(c.state.path, bad)
+	c.log.Error("agent state is not usable and was set aside; the agent attests anew",
+		slog.String("kept_as", bad), slog.Any("error", errors.Join(err, rename)))
+	return nil
+}
+
+func (c *Client) adopt(data []byte) error {
+	s, err := decodeState(data)
+	if err != nil {
+		return err
+	}
+	defer clear(s.Key)
+	if s.TrustDomain != c.cfg.TrustDomain.Name() {
+		c.log.Warn("agent state is of another trust domain and is ignored", slog.String("trust_domain", s.TrustDomain))
+		return nil
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(s.Key)
+	if err != nil {
+		return fmt.Errorf("%w: key", errState)
+	}
+	key, ok := parsed.(*ecdsa.PrivateKey)
+	if !ok {
+		return fmt.Errorf("%w: key", errState)
+	}
+	id, err := c.newNodeSVID(s.Chain, key, s.Reattestable)
+	if err != nil {
+		return err
+	}
+	var roots []*x509.Certificate
+	for _, der := range s.Bundle {
+		root, err := x509.ParseCertificate(der)
+		if err != nil {
+			return fmt.Errorf("%w: bundle: %w", errState, err)
+		}
+		roots = append(roots, root)
+	}
+	if len(roots) > 0 {
+		c.setTrust(x509bundle.FromX509Authorities(c.cfg.TrustDomain, roots), false)
+	}
+	if !time.Now().Before(id.expires()) {
+		c.log.Warn("the agent's SVID of the process before has expired", slog.String("agent_id", id.ID.String()), slog.Time("expired", id.expires()))
+	}
+	if err := c.relink(id, 0); err != nil {
+		return err
+	}
+	c.identity.set(id)
+	c.met.expiry.Set(float64(id.expires().Unix()))
+	c.log.Info("agent state loaded", slog.String("agent_id", id.ID.String()), slog.Time("expires", id.expires()))
+	return nil
+}
