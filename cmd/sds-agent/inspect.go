@@ -32,6 +32,10 @@ func (i inspector) Status(context.Context) (*adminapi.Status, error) {
 	if cfg.Mode == config.ModeKubernetes {
 		mode = config.ModeKubernetes
 	}
+	streams := int64(0)
+	for _, s := range i.streams() {
+		streams += int64(len(s))
+	}
 	return &adminapi.Status{
 		TrustDomain:        cfg.TrustDomain,
 		AgentID:            n.agentID(),
@@ -42,7 +46,7 @@ func (i inspector) Status(context.Context) (*adminapi.Status, error) {
 		Authority:          n.authorityStatus(),
 		Entries:            int64(stat.Entries),
 		Connections:        int64(len(peers)),
-		Streams:            int64(len(i.streams())),
+		Streams:            streams,
 		Parked:             int64(stat.Parked),
 		Limits: []adminapi.Limit{
 			{Name: "connections", Used: int64(len(peers)), Max: int64(cfg.Limits.Connections)},
