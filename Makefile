@@ -11,10 +11,11 @@ LDFLAGS  := -s -w -X main.version=$(VERSION)
 # Without request tracing, grpc carries no template engine: 3 MB less in memory.
 BUILD    := CGO_ENABLED=0 go build -trimpath -tags grpcnotrace
 GOLANGCI := v2.15.0
+comma    := ,
 # The race detector needs a C compiler; without one the tests run, but say so.
 RACE     := $(shell command -v cc >/dev/null 2>&1 && echo -race)
 
-.PHONY: help all build demo test unit sanity fuzz-short lint fmt generate generate-check bench tools clean
+.PHONY: help all build demo test unit sanity fuzz-short lint fmt generate generate-check bench tools clean images deploy-test manifests
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +59,26 @@ generate: ## regenerate protobuf code (needs protoc; installs the Go plugins)
 
 generate-check: generate ## fail if generated code is stale
 	git diff --exit-code -- internal/spirewire internal/adminapi
+
+# Images are for linux; each platform has its own binaries, of all commands there are.
+PLATFORMS    ?= linux/amd64
+IMAGE_PREFIX ?= ghcr.io/spiffe-node
+IMAGE_TAG    ?= $(VERSION)
+IMAGE_BIN    := $(CURDIR)/dist/bin
+
+images: ## OCI archives in dist/, without Docker; the same source gives the same bytes
+	@for p in $(subst $(comma), ,$(PLATFORMS)); do \
+	  dir=$(IMAGE_BIN)/$${p%/*}-$${p#*/}; mkdir -p "$$dir"; \
+	  CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/} go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o "$$dir/" ./cmd/...; done
+	@cd deploy/images && go run . -bin $(IMAGE_BIN) -out $(CURDIR)/dist -prefix $(IMAGE_PREFIX) -tag $(IMAGE_TAG) -platforms $(PLATFORMS)
+
+deploy-test: ## chart, manifests, images and Istio files
+	cd deploy/rendertest && go vet ./... && go test -count=1 ./...
+	cd deploy/images && go vet ./... && go test -count=1 ./...
+	cd deploy/istio/injecttest && go vet ./... && go test -count=1 ./...
+
+manifests: ## render deploy/manifests from the charts
+	cd deploy/rendertest && go test -count=1 -run TestManifests . -update
 
 bench: build ## figures: Go benchmarks, then the load tool against the agent
 	./test/load/bench.sh

@@ -1,0 +1,28 @@
+{{/* What a schema cannot say well. */}}
+{{- define "spiffe-node.check" -}}
+{{- $v := .Values -}}
+{{- range list "spire-agent" "spire-server" "spiffe-csi-driver" "spiffe-oidc-discovery-provider" "upstream-spire-agent" "upstream-spiffe-csi-driver" "tornjak-frontend" }}
+{{- if hasKey $v . }}
+{{- fail (printf "values under %q are those of the chart \"spire\"; docs/kubernetes.md has the table of their names here" .) }}
+{{- end }}
+{{- end }}
+{{- if not $v.global.spire.trustDomain }}
+{{- fail "global.spire.trustDomain is missing: --set global.spire.trustDomain=example.org (with Istio: the same as meshConfig.trustDomain)" }}
+{{- end }}
+{{- if and (not (include "spiffe-node.embedded" .)) (not $v.authority.external.address) }}
+{{- fail "authority.external.address is missing: host:port of the SPIRE Server" }}
+{{- end }}
+{{- if and (include "spiffe-node.embedded" .) $v.authority.external.address }}
+{{- fail "authority.external.address is set, but authority.mode is embedded; set authority.mode=external to use that server" }}
+{{- end }}
+{{- if not (or (hasPrefix "/run/" $v.stateDirectory) (hasPrefix "/var/run/" $v.stateDirectory)) }}
+{{- fail (printf "stateDirectory %s is not below /run: restart state holds private keys and must be on a tmpfs" $v.stateDirectory) }}
+{{- end }}
+{{- if or (eq $v.socket.directory $v.stateDirectory) (hasPrefix (printf "%s/" $v.socket.directory) (printf "%s/" $v.stateDirectory)) }}
+{{- fail (printf "stateDirectory %s lies in socket.directory, which every pod can read; choose another" $v.stateDirectory) }}
+{{- end }}
+{{- $ru := $v.node.rollingUpdate }}
+{{- if and (eq (toString $ru.maxSurge) "0") (eq (toString $ru.maxUnavailable) "0") }}
+{{- fail "node.rollingUpdate: maxSurge and maxUnavailable are both 0; one of them must allow an update" }}
+{{- end }}
+{{- end }}

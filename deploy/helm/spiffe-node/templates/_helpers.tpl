@@ -1,0 +1,124 @@
+{{/* Names are fixed, not made from the release's: people and documents know them. */}}
+{{- define "spiffe-node.name" -}}spiffe-node{{- end }}
+
+{{/* Cluster-scoped objects carry the namespace, so that two releases can live side by side. */}}
+{{- define "spiffe-node.clusterScoped" -}}
+{{ printf "%s-%s" .root.Release.Namespace .part | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "spiffe-node.chart" -}}
+{{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "spiffe-node.selector" -}}
+app.kubernetes.io/name: {{ include "spiffe-node.name" .root }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{- define "spiffe-node.labels" -}}
+{{ include "spiffe-node.selector" . }}
+app.kubernetes.io/part-of: spiffe-node
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ include "spiffe-node.chart" .root }}
+{{- end }}
+
+{{- define "spiffe-node.image" -}}
+{{- $i := .root.Values.image -}}
+{{- $registry := .root.Values.global.spire.image.registry | default $i.registry -}}
+{{- $tag := $i.tag | default .root.Chart.AppVersion -}}
+{{- $path := list $registry $i.repository .name | compact | join "/" -}}
+{{- if hasPrefix "sha256:" $tag }}{{ fail "image.tag is a digest, but there are several images; pin them in your mirror and name its tag" }}{{ end -}}
+{{ printf "%s:%s" $path $tag }}
+{{- end }}
+
+{{- define "spiffe-node.pullSecrets" -}}
+{{- with .Values.global.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "spiffe-node.selinux" -}}
+{{- if or .Values.selinux.enabled .Values.global.openshift }}true{{ end -}}
+{{- end }}
+
+{{- define "spiffe-node.embedded" -}}
+{{- if eq .Values.authority.mode "embedded" }}true{{ end -}}
+{{- end }}
+
+{{- define "spiffe-node.authorityAddress" -}}
+{{- if include "spiffe-node.embedded" . -}}
+{{ printf "%s.%s.svc.%s:%d" .Values.authority.embedded.name .Release.Namespace .Values.global.spire.clusterDomain (int .Values.authority.embedded.service.port) }}
+{{- else -}}
+{{ .Values.authority.external.address }}
+{{- end -}}
+{{- end }}
+
+{{/* The ConfigMap with the bundle by which agents know the server at first. */}}
+{{- define "spiffe-node.bundle" -}}
+{{- if include "spiffe-node.embedded" . -}}
+{{- dict "configMap" "spire-bundle" "key" "bundle.spiffe" "format" "spiffe" | toYaml }}
+{{- else -}}
+{{- .Values.authority.external.trustBundle | toYaml }}
+{{- end -}}
+{{- end }}
+
+{{/* The agent's configuration: what the chart knows, then what the user says. */}}
+{{- define "spiffe-node.agentConfig" -}}
+{{- $v := .Values -}}
+{{- $sds := $v.node.agent.sds -}}
+{{- $bundle := include "spiffe-node.bundle" . | fromYaml -}}
+{{- $c := dict
+  "apiVersion" "config.spiffe-node.io/v1alpha1"
+  "kind" "AgentConfiguration"
+  "trustDomain" $v.global.spire.trustDomain
+  "mode" "kubernetes"
+  "socket" (dict "directory" $v.socket.directory "name" $v.socket.name "alternateNames" $v.socket.alternateNames)
+  "admin" (dict "socketPath" "/run/spiffe-node-admin/private/api.sock")
+  "authority" (dict "spireServer" (dict
+    "address" (include "spiffe-node.authorityAddress" .)
+    "trustBundle" (dict "path" (printf "/run/spire/bundle/%s" $bundle.key) "format" $bundle.format)
+    "nodeAttestation" (dict
+      "type" "k8s_psat"
+      "cluster" $v.global.spire.clusterName
+      "tokenPath" "/var/run/secrets/tokens/spire-agent")))
+  "attestation" (dict "kubernetes" (dict "ledgerDirectory" (printf "%s/ledger" $v.stateDirectory)))
+  "identity" (dict "stateDirectory" (printf "%s/state" $v.stateDirectory))
+  "sds" $sds
+  "health" (dict "address" (printf ":%d" (int $v.node.agent.healthPort)))
+  "log" (dict "level" $v.node.agent.logLevel "format" $v.node.agent.logFormat)
+-}}
+{{- mergeOverwrite $c (deepCopy $v.node.agent.config) | toYaml }}
+{{- end }}
+
+{{/* The authority's configuration, likewise. */}}
+{{- define "spiffe-node.authorityConfig" -}}
+{{- $v := .Values -}}
+{{- $e := $v.authority.embedded -}}
+{{- $subject := dict "country" (list $e.caSubject.country | compact) "organization" (list $e.caSubject.organization | compact) "commonName" $e.caSubject.commonName -}}
+{{- $c := dict
+  "apiVersion" "config.spiffe-node.io/v1alpha1"
+  "kind" "AuthorityConfiguration"
+  "trustDomain" $v.global.spire.trustDomain
+  "server" (dict "address" ":8081")
+  "admin" (dict "socketPath" "/tmp/spire-server/private/api.sock")
+  "embedded" (dict
+    "statePath" "/var/lib/spiffe-node/state/authority.db"
+    "caKeyType" $e.caKeyType
+    "caTTL" $e.caTTL
+    "caSubject" $subject
+    "defaultX509SVIDTTL" $e.defaultX509SVIDTTL
+    "defaultJWTSVIDTTL" $e.defaultJWTSVIDTTL
+    "jwtIssuer" $e.jwtIssuer)
+  "nodeAttestation" (dict "k8sPSAT" (dict
+    "cluster" $v.global.spire.clusterName
+    "serviceAccountAllowList" (list (printf "%s:%s" .Release.Namespace $v.node.serviceAccount.name))
+    "audience" (list "spire-server")))
+  "registration" (dict "enabled" $v.registration.enabled)
+  "health" (dict "address" (printf ":%d" (int $e.healthPort)))
+  "log" (dict "level" $e.logLevel "format" $e.logFormat)
+-}}
+{{- mergeOverwrite $c (deepCopy $e.config) | toYaml }}
+{{- end }}
