@@ -25,11 +25,13 @@ type app struct {
 	socketPath string
 	instance   string
 	output     format
+	place      place
+	ctx        context.Context // of the whole invocation
 }
 
 // run is the whole program; it returns the exit code.
 func run(ctx context.Context, args []string, sys system) int {
-	a := &app{system: sys, output: formatPretty}
+	a := &app{system: sys, output: formatPretty, ctx: ctx}
 	root := a.rootCommand() //nolint:contextcheck // commands get the context when they run
 	root.SetArgs(normalizeArgs(root, args))
 	root.SetIn(sys.stdin)
@@ -51,6 +53,10 @@ func (a *app) hint(err error) {
 		return
 	}
 	switch st := s.GRPCStatus(); {
+	case a.inCluster():
+		if st.Code() == codes.Unauthenticated || st.Code() == codes.PermissionDenied {
+			fmt.Fprintln(a.stderr, "Administrators who may exec into the agent's pod can go without its Inspect port: --inspect-service-account none.")
+		}
 	case st.Code() == codes.Unavailable && strings.Contains(st.Message(), "permission denied"):
 		fmt.Fprintln(a.stderr, "The admin socket is open to its owner only: run this as the agent's user, usually root.")
 	case st.Code() == codes.Unavailable:
@@ -62,9 +68,12 @@ func (a *app) hint(err error) {
 
 func (a *app) rootCommand() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "kubectl-spiffe",
-		Short:         "Register and inspect SPIFFE identities",
-		Long:          "Register and inspect the SPIFFE identities of a node.\n\nFlags may be written with one dash or two: -spiffeID is --spiffeID.",
+		Use:   "kubectl-spiffe",
+		Short: "Register and inspect SPIFFE identities",
+		Long: "Register and inspect SPIFFE identities.\n\n" +
+			"With a kubeconfig, entry, bundle, agent and the like go to the authority in the cluster, explain, secret and status to the agents of its nodes. " +
+			"With -socketPath, --local or no kubeconfig, all go to the admin socket of this machine.\n\n" +
+			"Flags may be written with one dash or two: -spiffeID is --spiffeID.",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl spiffe"},
@@ -76,10 +85,12 @@ func (a *app) rootCommand() *cobra.Command {
 	flags.StringVar(&a.socketPath, "socketPath", defaultSocket, "Path to the admin API socket")
 	flags.StringVar(&a.instance, "instance", "", "Instance name to substitute into socket templates (env "+envSocketTemplate+").")
 	flags.VarP(&a.output, "output", "o", "Desired output format (pretty, json, yaml, table, wide)")
+	a.place.register(flags)
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]cobra.Completion{"pretty", "json", "yaml", "table", "wide"}, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 	root.AddCommand(
 		a.entryCommand(), a.bundleCommand(), a.agentCommand(), a.x509Command(), a.jwtCommand(),
-		a.healthcheckCommand(), a.loggerCommand(), a.debugCommand(), a.statusCommand(), a.explainCommand(),
-		a.versionCommand(),
+		a.healthcheckCommand(), a.loggerCommand(), a.debugCommand(), a.ofPods(a.statusCommand()), a.ofPods(a.explainCommand()),
+		a.ofPods(a.secretCommand()), a.versionCommand(), a.tunnelCommand(),
 	)
 	return root
 }

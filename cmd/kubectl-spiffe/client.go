@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -45,20 +44,18 @@ func (a *app) socket() (string, error) {
 	return a.socketPath, nil
 }
 
-// connect hands a connection to use and closes it.
+// connect hands a connection to use and closes it: to the socket of this
+// machine, or to a part of spiffe-node in the cluster.
 func (a *app) connect(use func(grpc.ClientConnInterface) error) error {
+	if a.inCluster() {
+		return a.connectFar(a.ctx, use)
+	}
 	path, err := a.socket()
 	if err != nil {
 		return err
 	}
 	path = strings.TrimPrefix(path, "unix://")
-	conn, err := grpc.NewClient("unix:"+path,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-			ctx, cancel := context.WithTimeout(ctx, callTimeout)
-			defer cancel()
-			return invoke(ctx, method, req, reply, cc, opts...)
-		}))
+	conn, err := grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()), boundCalls())
 	if err != nil {
 		return err
 	}

@@ -162,10 +162,10 @@ func age(seconds int64) string {
 // short3 is a duration as kubectl writes it.
 func short3(d time.Duration) string {
 	sign := ""
-	if d < 0 {
+	if d <= -time.Second {
 		sign, d = "-", -d
 	}
-	switch s := int64(d / time.Second); {
+	switch s := int64(max(d, 0) / time.Second); {
 	case s < 120:
 		return fmt.Sprintf("%s%ds", sign, s)
 	case s < 600:

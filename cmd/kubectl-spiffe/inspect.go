@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -18,7 +17,11 @@ import (
 )
 
 func (a *app) statusCommand() *cobra.Command {
-	return command("status", "Shows the agent and who is connected to it", func(ctx context.Context) error {
+	var everywhere bool
+	cmd := command("status", "Shows the agents and who is connected to them", func(ctx context.Context) error {
+		if a.inCluster() {
+			return a.clusterStatus(ctx, everywhere)
+		}
 		return a.connect(func(conn grpc.ClientConnInterface) error {
 			client := inspectpb.NewInspectClient(conn)
 			st, err := client.Status(ctx, &inspectpb.StatusRequest{})
@@ -56,6 +59,8 @@ func (a *app) statusCommand() *cobra.Command {
 			return t.write(a.stdout)
 		})
 	})
+	cmd.Flags().BoolVarP(&everywhere, "all-namespaces", "A", false, "Show callers of all namespaces")
+	return cmd
 }
 
 // printStatus is the agent at a glance.
@@ -95,10 +100,18 @@ func printStatus(w io.Writer, st *inspectpb.StatusResponse, now time.Time) {
 
 // connectionTable is one row per stream; a connection without streams has one.
 func connectionTable(t *table, conns []*inspectpb.Connection, now time.Time, wide bool) {
+	connectionColumns(t, wide)
+	connectionRows(t, conns, now, wide)
+}
+
+func connectionColumns(t *table, wide bool) {
 	t.columns("PID", "UID", "POD", "STREAM", "STATE", "SPIFFE ID", "EXPIRES IN", "LAST PUSH", "AGE")
 	if wide {
 		t.columns("CONTAINER", "WITNESSES", "NAMES", "SERIAL", "LAST ACK", "LAST NACK", "CONNECTION")
 	}
+}
+
+func connectionRows(t *table, conns []*inspectpb.Connection, now time.Time, wide bool) {
 	for _, c := range conns {
 		streams := c.GetStreams()
 		if len(streams) == 0 {
@@ -178,47 +191,6 @@ func podText(c *inspectpb.Caller) string {
 		return "uid " + c.GetPodUid()
 	}
 	return ""
-}
-
-func (a *app) explainCommand() *cobra.Command {
-	var pid int32
-	var pod string
-	cmd := command("explain", "Explains which identity a process or pod gets, or what it lacks", func(ctx context.Context) error {
-		req := &inspectpb.ExplainRequest{}
-		switch {
-		case (pid == 0) == (pod == ""):
-			return errors.New("name a process with -pid, or a pod with -pod namespace/name")
-		case pid != 0:
-			req.Target = &inspectpb.ExplainRequest_Pid{Pid: pid}
-		default:
-			namespace, name, ok := strings.Cut(pod, "/")
-			if !ok || namespace == "" || name == "" {
-				return fmt.Errorf("pod %q must be written as namespace/name", pod)
-			}
-			req.Target = &inspectpb.ExplainRequest_Pod{Pod: &inspectpb.ExplainRequest_PodRef{Namespace: namespace, Name: name}}
-		}
-		return a.connect(func(conn grpc.ClientConnInterface) error {
-			resp, err := inspectpb.NewInspectClient(conn).Explain(ctx, req)
-			if err != nil {
-				return err
-			}
-			return a.print(answer{message: resp, pretty: func() error {
-				now := time.Now()
-				for i, x := range resp.GetExplanations() {
-					if i > 0 {
-						fmt.Fprintln(a.stdout)
-					}
-					if err := printExplanation(a.stdout, x, now); err != nil {
-						return err
-					}
-				}
-				return nil
-			}})
-		})
-	})
-	cmd.Flags().Int32Var(&pid, "pid", 0, "A process, by its number in the agent's PID namespace")
-	cmd.Flags().StringVar(&pod, "pod", "", "A pod, as namespace/name")
-	return cmd
 }
 
 // printExplanation goes from who it is over what it got to what to do next.

@@ -43,6 +43,21 @@ func TestScripts(t *testing.T) {
 			env.Setenv(envSocket, socket)
 			env.Setenv("SOCKET", socket)
 			env.Setenv("TZ", "UTC")
+			kubeconfig := filepath.Join(env.WorkDir, "cluster.kubeconfig")
+			api := &fakeAPI{command: tunnelInto(socket)}
+			for _, name := range []string{"shop.yaml"} {
+				data, err := os.ReadFile(filepath.Join("testdata", "cluster", name))
+				if err != nil {
+					return err
+				}
+				if err := api.parse(data); err != nil {
+					return err
+				}
+			}
+			if err := api.start(env.Defer, kubeconfig, "shop"); err != nil {
+				return err
+			}
+			env.Setenv("CLUSTER", kubeconfig)
 			env.Setenv("HOME", env.WorkDir)
 			return nil
 		},
@@ -139,7 +154,7 @@ func (s *scriptSource) Explain(ctx context.Context, target adminapi.Target) ([]a
 	}
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	switch {
-	case target.PID == 4711:
+	case target.PID == 4711 || target.PodNamespace == "shop" && target.PodName == "web-0":
 		return []adminapi.Explanation{{
 			Caller: s.web(), Verdict: adminapi.VerdictIssued,
 			Phases: []adminapi.Phase{
