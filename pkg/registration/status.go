@@ -1,0 +1,343 @@
+package registration
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/spiffe-node/spiffe-node/pkg/registration/api/v1alpha1"
+)
+
+// Types of conditions.
+const (
+	CondAccepted        = "Accepted"
+	CondEntriesSet      = "EntriesSet"
+	CondFederated       = "Federated"
+	CondOtherRegistrar  = "OtherRegistrar"
+	CondBundleSet       = "BundleSet"
+	CondRelationshipSet = "RelationshipSet"
+)
+
+// signature is a status without times: equal signatures need no write.
+type signature string
+
+func signatureOf(status any) signature {
+	text, err := json.Marshal(status)
+	if err != nil {
+		return signature(err.Error()) // cannot be: statuses are plain data
+	}
+	return signature(text)
+}
+
+func withoutTimes(in []metav1.Condition) []metav1.Condition {
+	out := slices.Clone(in)
+	for i := range out {
+		out[i].LastTransitionTime = metav1.Time{}
+	}
+	return out
+}
+
+// conditions collects a status's conditions.
+type conditions struct {
+	generation int64
+	now        metav1.Time
+	old, list  []metav1.Condition
+}
+
+func (c *conditions) add(kind string, ok bool, reason, message string) {
+	status := metav1.ConditionFalse
+	if ok {
+		status = metav1.ConditionTrue
+	}
+	next := metav1.Condition{Type: kind, Status: status, Reason: reason, Message: message, ObservedGeneration: c.generation, LastTransitionTime: c.now}
+	for _, o := range c.old {
+		if o.Type == kind && o.Status == status {
+			next.LastTransitionTime = o.LastTransitionTime
+		}
+	}
+	c.list = append(c.list, next)
+}
+
+func (c *conditions) accepted(s *source) {
+	switch {
+	case s.refused == nil:
+		c.add(CondAccepted, true, "Valid", "")
+	case s.valid > 0:
+		c.add(CondAccepted, false, "Invalid", fmt.Sprintf("generation %d stays in force: %s", s.valid, oneLine(s.refused)))
+	default:
+		c.add(CondAccepted, false, "Invalid", oneLine(s.refused))
+	}
+}
+
+func (c *conditions) federated(s *source, wanted int) {
+	switch {
+	case wanted == 0:
+	case len(s.unfederated) == 0:
+		c.add(CondFederated, true, "BundlesStored", "")
+	default:
+		c.add(CondFederated, false, "BundleMissing",
+			fmt.Sprintf("%d entries go without a foreign bundle that is not stored; it is added when it is", len(s.unfederated)))
+	}
+}
+
+// entries is the condition for entries that should exist.
+func (c *conditions) entries(s *source, renderErrors map[*podState]error) {
+	var parts []string
+	reason := "AllSet"
+	if n := len(renderErrors); n > 0 {
+		reason = "RenderFailed"
+		name, err := firstPod(renderErrors)
+		parts = append(parts, fmt.Sprintf("%s get no entry, among them %s: %s", plural(n, "pod"), name, oneLine(err)))
+	}
+	if n := len(s.failures); n > 0 {
+		reason = "WriteFailed"
+		d, err := firstFailure(s.failures)
+		of := ""
+		if d.pod != "" {
+			of = " of pod " + d.pod
+		}
+		parts = append(parts, fmt.Sprintf("%s cannot be written, among them that%s: %s", plural(n, "entry"), of, oneLine(err)))
+	}
+	ok := len(parts) == 0
+	if s.masked > 0 {
+		if ok {
+			reason = "SomeMasked"
+		}
+		parts = append(parts, plural(s.masked, "entry")+" declared by an older resource too")
+	}
+	c.add(CondEntriesSet, ok, reason, strings.Join(parts, "; "))
+}
+
+func plural(n int, noun string) string {
+	switch {
+	case n == 1:
+		return "1 " + noun
+	case noun == "entry":
+		return fmt.Sprintf("%d entries", n)
+	default:
+		return fmt.Sprintf("%d %ss", n, noun)
+	}
+}
+
+func firstPod(errs map[*podState]error) (string, error) {
+	var first *podState
+	for p := range errs {
+		if first == nil || p.name() < first.name() {
+			first = p
+		}
+	}
+	return first.name(), errs[first]
+}
+
+func firstFailure(errs map[*declaration]error) (*declaration, error) {
+	var first *declaration
+	for d := range errs {
+		if first == nil || cmp.Or(cmp.Compare(d.pod, first.pod), cmp.Compare(d.id, first.id)) < 0 {
+			first = d
+		}
+	}
+	return first, errs[first]
+}
+
+// wanted is a status to write.
+type wanted struct {
+	kind, name string
+	uid        types.UID
+	status     any
+	sig        signature // of the status wanted
+	have       signature // of the one observed
+}
+
+func (x *engine) wantedOf(s *source) *wanted {
+	w := &wanted{kind: s.kind, name: s.name, uid: s.uid}
+	c := &conditions{generation: s.generation, now: metav1.Now()}
+	switch s.kind {
+	case kindSPIFFEID:
+		w.spiffeID(x.rules[s.uid], c)
+	case kindStatic:
+		w.static(x.statics[s.uid], c)
+	default:
+		w.federated(x.federated[s.uid], c, x.Relationships != nil, x.bundles[x.federated[s.uid].relationship.TrustDomain])
+	}
+	return w
+}
+
+func (w *wanted) spiffeID(r *rule, c *conditions) {
+	old := *r.observed.spiffeID
+	c.old = old.Conditions
+	c.accepted(r.source)
+	c.entries(r.source, r.renderErrors)
+	if r.spec != nil {
+		c.federated(r.source, len(r.spec.federates))
+	}
+	if r.foreign > 0 {
+		c.add(CondOtherRegistrar, true, "ForeignEntries", plural(r.foreign, "pod")+" selected here have entries written by somebody else as well")
+	}
+	status := v1alpha1.ClusterSPIFFEIDStatus{
+		Stats: v1alpha1.ClusterSPIFFEIDStats{
+			NamespacesSelected: len(r.namespaces), NamespacesIgnored: r.ignored, PodsSelected: len(r.pods),
+			PodEntryRenderFailures: len(r.renderErrors), EntriesMasked: r.masked, EntriesToSet: r.toSet,
+			EntryFailures: len(r.failures), EntrySuccess: r.success,
+		},
+		ObservedGeneration: r.generation, Conditions: c.list,
+	}
+	w.status = status
+	status.Conditions, old.Conditions = withoutTimes(status.Conditions), withoutTimes(old.Conditions)
+	w.sig, w.have = signatureOf(status), signatureOf(old)
+}
+
+func (w *wanted) static(s *staticState, c *conditions) {
+	old := *s.observed.static
+	c.old = old.Conditions
+	c.accepted(s.source)
+	if s.decl != nil {
+		c.entries(s.source, nil)
+		c.federated(s.source, len(s.decl.entry.FederatesWith))
+	}
+	status := v1alpha1.ClusterStaticEntryStatus{
+		Rendered: s.refused == nil, Masked: s.masked > 0, Set: s.success > 0,
+		ObservedGeneration: s.generation, Conditions: c.list,
+	}
+	w.status = status
+	status.Conditions, old.Conditions = withoutTimes(status.Conditions), withoutTimes(old.Conditions)
+	w.sig, w.have = signatureOf(status), signatureOf(old)
+}
+
+func (w *wanted) federated(f *federatedState, c *conditions, relationships, stored bool) {
+	old := *f.observed.federated
+	c.old = old.Conditions
+	if f.loses {
+		c.add(CondAccepted, false, "Masked", "an older resource declares the same trust domain")
+	} else {
+		c.accepted(f.source)
+	}
+	if f.valid > 0 && !f.loses {
+		switch {
+		case f.bundleErr != nil:
+			c.add(CondBundleSet, false, "Refused", oneLine(f.bundleErr))
+		case stored:
+			c.add(CondBundleSet, true, "Stored", "")
+		default:
+			c.add(CondBundleSet, false, "Missing", "no bundle is stored; give one in trustDomainBundle or with `bundle set`")
+		}
+		switch {
+		case !relationships:
+			c.add(CondRelationshipSet, false, "NotSupported",
+				"this authority does not fetch bundles from their endpoints; the bundle is the one in trustDomainBundle until it is changed")
+		case f.relationErr != nil:
+			c.add(CondRelationshipSet, false, "Refused", oneLine(f.relationErr))
+		default:
+			c.add(CondRelationshipSet, true, "Set", "")
+		}
+	}
+	status := v1alpha1.ClusterFederatedTrustDomainStatus{ObservedGeneration: f.generation, BundleHash: f.applied, Conditions: c.list}
+	w.status = status
+	status.Conditions, old.Conditions = withoutTimes(status.Conditions), withoutTimes(old.Conditions)
+	w.sig, w.have = signatureOf(status), signatureOf(old)
+}
+
+// Pauses after a status that somebody else overwrote.
+const (
+	contestedMin = 30 * time.Second
+	contestedMax = 10 * time.Minute
+)
+
+// writeStatuses hands those statuses that changed, and whose time has come, to
+// the patcher. It returns when the next one is due; zero = none.
+func (x *engine) writeStatuses(now time.Time) time.Time {
+	if x.resourcesDirty {
+		x.resourcesDirty = false
+		x.countResources()
+	}
+	var next time.Time
+	for s := range x.statusDirty {
+		if at := x.statusNext[s]; at.After(now) {
+			if next.IsZero() || at.Before(next) {
+				next = at
+			}
+			continue
+		}
+		delete(x.statusDirty, s)
+		w := x.wantedOf(s)
+		if w.sig == w.have {
+			continue
+		}
+		wait := x.StatusInterval
+		if x.said[s] == w.sig {
+			// It was written and does not last.
+			wait = min(contestedMin<<min(s.contested, 5), contestedMax)
+			if s.contested == 1 {
+				x.Logger.Warn("somebody else writes this status too; if a SPIRE controller manager handles the resource as well, give one of the two a className",
+					slog.String("kind", s.kind), slog.String("name", s.name))
+			}
+			s.contested++
+		} else {
+			s.contested = 0
+		}
+		x.said[s] = w.sig
+		x.statusNext[s] = now.Add(wait)
+		x.out.put(w, func(err error) { x.post(func() { x.statusWritten(s, err) }) })
+	}
+	return next
+}
+
+// statusWritten notes a failure: the status is written again after a pause.
+func (x *engine) statusWritten(s *source, err error) {
+	if err == nil || !x.alive(s) {
+		return
+	}
+	delete(x.said, s)
+	x.statusDirty[s] = true
+	x.statusNext[s] = time.Now().Add(max(x.StatusInterval, 5*time.Second))
+}
+
+func (x *engine) alive(s *source) bool {
+	switch s.kind {
+	case kindSPIFFEID:
+		r := x.rules[s.uid]
+		return r != nil && r.source == s
+	case kindStatic:
+		r := x.statics[s.uid]
+		return r != nil && r.source == s
+	default:
+		r := x.federated[s.uid]
+		return r != nil && r.source == s
+	}
+}
+
+func (x *engine) countResources() {
+	counts := map[[2]string]int{}
+	for _, kind := range []string{kindSPIFFEID, kindStatic, kindFederated} {
+		counts[[2]string{kind, "valid"}], counts[[2]string{kind, "refused"}], counts[[2]string{kind, "other_class"}] = 0, 0, 0
+	}
+	count := func(s *source) {
+		state := "valid"
+		if s.refused != nil {
+			state = "refused"
+		}
+		counts[[2]string{s.kind, state}]++
+	}
+	for _, r := range x.rules {
+		count(r.source)
+	}
+	for _, s := range x.statics {
+		count(s.source)
+	}
+	for _, f := range x.federated {
+		count(f.source)
+	}
+	for key := range x.otherClass {
+		kind, _, _ := strings.Cut(key, "/")
+		counts[[2]string{kind, "other_class"}]++
+	}
+	for key, n := range counts {
+		x.Metrics.resources.WithLabelValues(key[0], key[1]).Set(float64(n))
+	}
+}
