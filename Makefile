@@ -15,10 +15,10 @@ comma    := ,
 # The race detector needs a C compiler; without one the tests run, but say so.
 RACE     := $(shell command -v cc >/dev/null 2>&1 && echo -race)
 
-.PHONY: help all build demo test unit sanity fuzz-short lint fmt generate generate-check bench tools clean images deploy-test manifests
+.PHONY: help all build demo test unit sanity e2e fuzz-short lint fmt generate generate-check bench tools clean images deploy-test manifests
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 all: build lint test ## everything a change must pass
 
@@ -41,6 +41,9 @@ unit: ## tests of the product and its interoperation, with the race detector
 
 sanity: ## csi-sanity against the real driver
 	cd test/sanity && go test $(RACE) -count=1 -timeout 10m -v ./...
+
+e2e: ## a real Kubernetes node on this machine (root; builds Kubernetes once, installs containerd)
+	./test/e2e/run.sh $(ARGS)
 
 fuzz-short: ## every fuzz target for ten seconds
 	@for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \

@@ -183,7 +183,7 @@ func Default() Agent {
 		},
 		Admin: Admin{SocketPath: "/run/spiffe-node/admin/api.sock"},
 		Authority: Authority{SpireServer: defaultSpireServer(), Embedded: Embedded{
-			StatePath:          "/var/lib/spiffe-node/authority.db",
+			StatePath:          "/var/lib/spiffe-node/authority/authority.db",
 			CAKeyType:          "ec-p256",
 			CATTL:              Duration(24 * time.Hour),
 			CASubject:          CASubject{Country: []string{"US"}, Organization: []string{"SPIFFE"}},
