@@ -109,8 +109,22 @@ func (c *Client) refreshOwn(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("get trust bundle: %w", err)
 	}
+	if c.report.status().Watching && c.olderOwn(b) {
+		return nil // what was pushed meanwhile is newer
+	}
 	c.takeOwn(b)
 	return nil
+}
+
+func (c *Client) olderOwn(b *ownBundle) bool {
+	c.store.mu.Lock()
+	defer c.store.mu.Unlock()
+	if c.store.own == nil {
+		return false
+	}
+	have, _ := c.store.own.SequenceNumber()
+	got, _ := b.SequenceNumber()
+	return got < have
 }
 
 // takeOwn makes b the own bundle, for serving and for verifying the server.

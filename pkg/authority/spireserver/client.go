@@ -172,6 +172,10 @@ func (c *Client) call(ctx context.Context, method string, f func(ctx context.Con
 		if l == nil {
 			return errNotAttested
 		}
+		if c.isRejected(l.svid) && !c.rotating.Load() {
+			c.links.release(l)
+			return errTurnedAway
+		}
 		err := c.callOn(ctx, l, method, f)
 		r := deniedReason(err)
 		if r == notActive && try == 0 && c.rotating.Load() {
@@ -282,6 +286,12 @@ func (r *report) edit(f func(*report)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	f(r)
+}
+
+// watching notes whether changes are pushed; the result is whether they were.
+func (r *report) watching(now bool) (before bool) {
+	r.edit(func(r *report) { before, r.s.Watching = r.s.Watching, now })
+	return before
 }
 
 // Ready is nil when the server would be asked for signatures and is thought to

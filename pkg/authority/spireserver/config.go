@@ -51,6 +51,8 @@ type Config struct {
 	dial func(ctx context.Context, address string) (net.Conn, error)
 	// anyFilesystem lets tests keep state outside tmpfs.
 	anyFilesystem bool
+	// noWatch lets tests poll a server that would push.
+	noWatch bool
 }
 
 // Intervals that nobody has needed to configure.

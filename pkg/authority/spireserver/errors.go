@@ -19,6 +19,7 @@ var (
 	errNoTrust     = errors.New("no trust bundle to verify the server with")
 	errNotAttested = fmt.Errorf("%w: this agent is not attested yet", authority.ErrNotReady)
 	errProtocol    = errors.New("the server broke the protocol")
+	errTurnedAway  = fmt.Errorf("%w: the server has turned this agent's SVID away", authority.ErrNotReady)
 	errClosed      = fmt.Errorf("%w: the client is closed", authority.ErrNotReady)
 )
 

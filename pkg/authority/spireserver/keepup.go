@@ -14,6 +14,9 @@ import (
 	"github.com/spiffe-node/spiffe-node/pkg/entry"
 )
 
+// pushWait is how long a change that the server knows may be on its way.
+const pushWait = 2 * time.Second
+
 // syncOutcome is what became of the syncs asked for up to a number.
 type syncOutcome struct {
 	asked uint64
@@ -25,6 +28,8 @@ type follower struct {
 	pace        pace
 	noSync      bool                          // the server has no SyncAuthorizedEntries
 	posted      bool                          // PostStatus was sent
+	noWatch     *nodeSVID                     // with this SVID there was no watch; tried again with the next
+	resume      string                        // position in what the server pushes
 	federatedAt time.Time                     // last round of federated bundles
 	bundleAt    time.Time                     // last answer with the own bundle
 	asked       map[spiffeid.TrustDomain]bool // for their bundles, since federatedAt
@@ -35,7 +40,8 @@ func (f *follower) init(c *Client) {
 	f.asked = map[spiffeid.TrustDomain]bool{}
 }
 
-// keepUp follows entries and bundles until ctx ends.
+// keepUp follows entries and bundles until ctx ends: pushed if the server does
+// that, else by polling.
 func (c *Client) keepUp(ctx context.Context) {
 	f := &c.follow
 	for {
@@ -43,18 +49,16 @@ func (c *Client) keepUp(ctx context.Context) {
 		if err != nil {
 			return
 		}
-		asked := c.asked.Load()
-		start := time.Now()
-		err = c.syncOnce(ctx, f.pace.hurried())
-		if ctx.Err() != nil {
-			return
+		var wait time.Duration
+		if f.noWatch != id {
+			wait, err = c.watchOnce(ctx, id)
+		} else {
+			wait, err = c.pollOnce(ctx)
 		}
-		c.synced.set(syncOutcome{asked, err})
-		c.reportSync(err)
-		wait := f.pace.after(start, time.Now(), err, c.ledger.nextConfirm())
 		switch {
+		case ctx.Err() != nil:
+			return
 		case err == nil:
-			c.postStatus(ctx)
 			c.rest(ctx, wait)
 		case c.isRejected(id):
 			// Nothing is asked with an SVID that was turned away.
@@ -68,6 +72,46 @@ func (c *Client) keepUp(ctx context.Context) {
 			c.rest(ctx, wait)
 		}
 	}
+}
+
+// pollOnce syncs; the result is when to do so again.
+func (c *Client) pollOnce(ctx context.Context) (time.Duration, error) {
+	asked := c.asked.Load()
+	start := time.Now()
+	err := c.syncOnce(ctx, c.follow.pace.hurried())
+	if ctx.Err() != nil {
+		return 0, ctx.Err()
+	}
+	c.synced.set(syncOutcome{asked, err})
+	c.reportSync(err)
+	if err == nil {
+		c.postStatus(ctx)
+	}
+	return c.follow.pace.after(start, time.Now(), err, c.ledger.nextConfirm()), err
+}
+
+// watchOnce has changes pushed for as long as that lasts; the result is when to
+// go on.
+func (c *Client) watchOnce(ctx context.Context, id *nodeSVID) (time.Duration, error) {
+	f := &c.follow
+	start := time.Now()
+	err := c.watch(ctx)
+	watched := c.report.watching(false)
+	switch {
+	case ctx.Err() != nil:
+		return 0, ctx.Err()
+	case errors.Is(err, errNoWatch):
+		f.noWatch, f.resume = id, ""
+		c.log.Info("the server does not push changes; it is polled", slog.Duration("interval", c.cfg.SyncInterval))
+		return 0, nil
+	case errors.Is(err, errReplaced), watched && unreachable(err) && time.Since(start) > hurryMin:
+		// A new SVID, or a server that closes old connections: no fault. Whether
+		// the server is there shows at once.
+		return 0, nil
+	}
+	err = fmt.Errorf("watch: %w", err)
+	c.reportSync(err)
+	return f.pace.after(start, time.Now(), err, time.Time{}), err
 }
 
 func (c *Client) isRejected(id *nodeSVID) bool {
@@ -129,7 +173,6 @@ func (c *Client) syncOnce(ctx context.Context, hurried bool) error {
 	ask := f.dueFederated(tds, c.store.unknownFederated(tds), now)
 	// One that fails was said so and keeps nobody waiting.
 	_ = c.refreshFederated(ctx, ask)
-	c.met.synced.SetToCurrentTime()
 	return nil
 }
 
@@ -162,6 +205,7 @@ func (c *Client) reportSync(err error) {
 		switch {
 		case err == nil:
 			r.s.LastSync = now
+			c.met.synced.Set(float64(now.UnixNano()) / 1e9)
 			if failing {
 				c.log.Info("the server answers again")
 			}
@@ -188,8 +232,18 @@ func (c *Client) postStatus(ctx context.Context) {
 	}
 }
 
-// resync waits for a sync that started after now.
-func (c *Client) resync(ctx context.Context) error {
+// resync waits for a sync that started after now, or, where changes are pushed,
+// for the one that takes the entry away.
+func (c *Client) resync(ctx context.Context, id string) error {
+	if c.report.status().Watching {
+		ctx, cancel := context.WithTimeout(ctx, pushWait)
+		defer cancel()
+		_, err := c.set.wait(ctx, func(s *entry.Set) bool {
+			_, there := s.Get(id)
+			return !there
+		})
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.RPCTimeout)
 	defer cancel()
 	want := c.asked.Add(1)

@@ -1,14 +1,16 @@
 package spireserver
 
 import (
+	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"sync"
 	"time"
-
-	"crypto/x509"
-	"encoding/hex"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -51,8 +53,8 @@ func (c *Client) SignX509(ctx context.Context, req authority.X509Request) (*auth
 	if err := c.mayAsk(ctx, req.EntryID, req.SPIFFEID); err != nil {
 		return nil, err
 	}
-	if len(req.CSR) == 0 {
-		return nil, fmt.Errorf("%w: no CSR", authority.ErrRefused)
+	if err := checkCSR(req.CSR); err != nil {
+		return nil, fmt.Errorf("%w: CSR for entry %s: %w", authority.ErrRefused, req.EntryID, err)
 	}
 	chain, err := c.signX509(ctx, req)
 	if errors.Is(err, errUnlisted) {
@@ -66,6 +68,25 @@ func (c *Client) SignX509(ctx context.Context, req authority.X509Request) (*auth
 		return nil, fmt.Errorf("sign X.509-SVID for %s: %w", req.SPIFFEID, sentinel(err))
 	}
 	return issued, nil
+}
+
+// checkCSR refuses what no authority signs, or should.
+func checkCSR(der []byte) error {
+	csr, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return err
+	}
+	switch key := csr.PublicKey.(type) {
+	case *ecdsa.PublicKey:
+		if key.Curve == elliptic.P224() {
+			return errors.New("elliptic curve P-224 is not accepted")
+		}
+	case *rsa.PublicKey:
+		if n := key.N.BitLen(); n < 2048 {
+			return fmt.Errorf("an RSA key of %d bits is not accepted", n)
+		}
+	}
+	return nil
 }
 
 // mayAsk is nil if the server is to be asked to sign for an entry.
@@ -225,7 +246,7 @@ func (c *Client) settle(ctx context.Context, id string, refusal error) error {
 	if _, _, heard := c.ledger.get(id); heard && !c.ledger.deny(id) {
 		return fmt.Errorf("%w: %w", authority.ErrRefused, refusal)
 	}
-	if err := c.resync(ctx); err != nil {
+	if err := c.resync(ctx, id); err != nil {
 		return fmt.Errorf("%w: %w; asking again failed: %w", authority.ErrTryLater, refusal, err)
 	}
 	if e, _, _ := c.ledger.get(id); e == nil {
@@ -280,7 +301,7 @@ func (c *Client) isRooted(certs []*x509.Certificate) bool {
 	}
 	if top := certs[len(certs)-1]; len(top.AuthorityKeyId) > 0 {
 		for _, root := range own.X509Authorities() {
-			if hex.EncodeToString(root.SubjectKeyId) == hex.EncodeToString(top.AuthorityKeyId) {
+			if bytes.Equal(root.SubjectKeyId, top.AuthorityKeyId) {
 				return true
 			}
 		}

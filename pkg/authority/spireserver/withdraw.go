@@ -89,6 +89,31 @@ func (l *ledger) edit(changed []*entry.Entry, removed []string) (next *entry.Set
 	return l.set, withdrawn
 }
 
+// replace takes the whole set as the server pushed it.
+func (l *ledger) replace(all []*entry.Entry) (next *entry.Set, withdrawn []*entry.Entry) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	clear(l.missing)
+	clear(l.denied)
+	if l.set == nil {
+		l.set = entry.NewSet(all...)
+		return l.set, nil
+	}
+	there := make(map[string]bool, len(all))
+	for _, e := range all {
+		there[e.ID] = true
+	}
+	var removed []string
+	for e := range l.set.All() {
+		if !there[e.ID] {
+			removed = append(removed, e.ID)
+			withdrawn = append(withdrawn, e)
+		}
+	}
+	l.set = l.set.With(all, removed)
+	return l.set, withdrawn
+}
+
 // deny notes that the server refuses to sign for an entry; false if the set
 // does not hold it.
 func (l *ledger) deny(id string) bool {
