@@ -27,21 +27,6 @@ import (
 // pack writes an image for all platforms as an OCI archive and gives its digest
 // and the archive's size in bytes.
 func pack(img Image, o options, ref, out string) (string, int64, error) {
-	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
-	for _, p := range o.platforms {
-		built, err := build(img, p, o)
-		if err != nil {
-			return "", 0, err
-		}
-		index = mutate.AppendManifests(index, mutate.IndexAddendum{
-			Add:        built,
-			Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: p.OS, Architecture: p.Arch}},
-		})
-	}
-	digest, err := index.Digest()
-	if err != nil {
-		return "", 0, err
-	}
 	dir, err := os.MkdirTemp(filepath.Dir(out), ".layout-")
 	if err != nil {
 		return "", 0, err
@@ -51,28 +36,50 @@ func pack(img Image, o options, ref, out string) (string, int64, error) {
 	if err != nil {
 		return "", 0, err
 	}
-	// containerd takes the whole name, skopeo and podman what stands after the colon.
-	names := map[string]string{"io.containerd.image.name": ref, "org.opencontainers.image.ref.name": o.tag}
+	// containerd takes the whole name, skopeo and podman the tag.
+	names := layout.WithAnnotations(map[string]string{"io.containerd.image.name": ref, "org.opencontainers.image.ref.name": o.tag})
+	var digest v1.Hash
 	if len(o.platforms) == 1 {
-		// An index of one is a detour some importers do not take.
-		built, err := build(img, o.platforms[0], o)
-		if err != nil {
-			return "", 0, err
-		}
-		d, err := built.Digest()
-		if err != nil {
-			return "", 0, err
-		}
-		digest = d
-		err = l.AppendImage(built, layout.WithAnnotations(names), layout.WithPlatform(v1.Platform{OS: o.platforms[0].OS, Architecture: o.platforms[0].Arch}))
-		if err != nil {
-			return "", 0, err
-		}
-	} else if err := l.AppendIndex(index, layout.WithAnnotations(names)); err != nil {
+		// An index of one would be a detour that some importers do not take.
+		digest, err = appendOne(l, img, o, names)
+	} else {
+		digest, err = appendIndex(l, img, o, names)
+	}
+	if err != nil {
 		return "", 0, err
 	}
 	size, err := archive(dir, out, o.created)
 	return digest.String(), size, err
+}
+
+func appendOne(l layout.Path, img Image, o options, names layout.Option) (v1.Hash, error) {
+	p := o.platforms[0]
+	built, err := build(img, p, o)
+	if err != nil {
+		return v1.Hash{}, err
+	}
+	if err := l.AppendImage(built, names, layout.WithPlatform(v1.Platform{OS: p.OS, Architecture: p.Arch})); err != nil {
+		return v1.Hash{}, err
+	}
+	return built.Digest()
+}
+
+func appendIndex(l layout.Path, img Image, o options, names layout.Option) (v1.Hash, error) {
+	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
+	for _, p := range o.platforms {
+		built, err := build(img, p, o)
+		if err != nil {
+			return v1.Hash{}, err
+		}
+		index = mutate.AppendManifests(index, mutate.IndexAddendum{
+			Add:        built,
+			Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: p.OS, Architecture: p.Arch}},
+		})
+	}
+	if err := l.AppendIndex(index, names); err != nil {
+		return v1.Hash{}, err
+	}
+	return index.Digest()
 }
 
 // build makes the image of one platform.
