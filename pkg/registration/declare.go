@@ -188,6 +188,7 @@ func (x *engine) setRule(c *v1alpha1.ClusterSPIFFEID) {
 		x.notOurs(kindSPIFFEID, c.Name, c.UID, c.Spec.ClassName)
 		return
 	}
+	delete(x.otherClass, kindSPIFFEID+"/"+c.Name)
 	if r == nil {
 		r = &rule{
 			source: newSource(kindSPIFFEID, &c.ObjectMeta), namespaces: make(map[*nsState]bool),

@@ -170,5 +170,6 @@ func (x *engine) dropSource(s *source) {
 	delete(x.statusDirty, s)
 	delete(x.statusNext, s)
 	delete(x.said, s)
+	x.out.drop(s.uid)
 	x.resourcesDirty = true
 }

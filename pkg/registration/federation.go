@@ -46,6 +46,7 @@ func (x *engine) setFederated(c *v1alpha1.ClusterFederatedTrustDomain) {
 		x.notOurs(kindFederated, c.Name, c.UID, c.Spec.ClassName)
 		return
 	}
+	delete(x.otherClass, kindFederated+"/"+c.Name)
 	f := x.federated[c.UID]
 	if f == nil {
 		f = &federatedState{source: newSource(kindFederated, &c.ObjectMeta), applied: c.Status.BundleHash}

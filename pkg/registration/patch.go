@@ -48,6 +48,13 @@ func (p *patcher) put(w *wanted, done func(error)) {
 	}
 }
 
+// drop forgets a queued status.
+func (p *patcher) drop(uid types.UID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.queue, uid)
+}
+
 // run writes until ctx ends.
 func (p *patcher) run(ctx context.Context) {
 	for {

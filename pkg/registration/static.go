@@ -21,6 +21,7 @@ func (x *engine) setStatic(c *v1alpha1.ClusterStaticEntry) {
 		x.notOurs(kindStatic, c.Name, c.UID, c.Spec.ClassName)
 		return
 	}
+	delete(x.otherClass, kindStatic+"/"+c.Name)
 	s := x.statics[c.UID]
 	if s == nil {
 		s = &staticState{source: newSource(kindStatic, &c.ObjectMeta)}
