@@ -57,6 +57,7 @@ func (n *node) openServer(cfg *config.Agent, td spiffeid.TrustDomain, stateDir s
 	if err != nil {
 		return nil, fmt.Errorf("authority.spireServer: %w", err)
 	}
+	a.log.Info("identities come from a server", slog.Any("addresses", c.Addresses), slog.String("node_attestation", c.Attestor.Type()))
 	return n.server, nil
 }
 
@@ -141,12 +142,4 @@ func (n *node) serverStatus() adminapi.AuthorityStatus {
 		}
 	}
 	return out
-}
-
-// logServer says where identities come from.
-func (n *node) logServer(cfg *config.Agent) {
-	if n.server != nil {
-		n.log.Info("identities come from a server", slog.Any("addresses", cfg.Authority.SpireServer.Addresses()),
-			slog.String("node_attestation", cfg.Authority.SpireServer.NodeAttestation.Type))
-	}
 }

@@ -59,7 +59,7 @@ func (s *SpireServer) Addresses() []string {
 func defaultSpireServer() SpireServer {
 	return SpireServer{
 		TrustBundle:     TrustBundle{Format: "pem"},
-		NodeAttestation: AgentAttestation{Type: AttestPSAT, TokenPath: "/var/run/secrets/tokens/spire-agent"},
+		NodeAttestation: AgentAttestation{Type: AttestPSAT, TokenPath: "/var/run/secrets/tokens/spire-agent"}, //nolint:gosec // a path
 		SyncInterval:    Duration(5 * time.Second),
 		WithdrawConfirm: Duration(10 * time.Second),
 	}

@@ -50,6 +50,7 @@ type stored struct {
 	DisablePrefetch bool                   `json:"disable_x509_svid_prefetch,omitempty"`
 	IncludeJTI      bool                   `json:"jwt_svid_include_jti,omitempty"`
 	Fallback        bool                   `json:"fallback,omitempty"`
+	Suspended       bool                   `json:"suspended,omitempty"`
 }
 
 // MarshalBinary is the stored form. Fractions of seconds in TTLs and
@@ -73,6 +74,7 @@ func (e *Entry) MarshalBinary() ([]byte, error) {
 		DisablePrefetch: e.DisableX509SVIDPrefetch,
 		IncludeJTI:      e.JWTSVIDIncludeJTI,
 		Fallback:        e.Fallback,
+		Suspended:       e.Suspended,
 	}
 	if !e.ExpiresAt.IsZero() {
 		s.ExpiresAt = e.ExpiresAt.Unix()
@@ -133,6 +135,7 @@ func (e *Entry) UnmarshalBinary(data []byte) error {
 		DisableX509SVIDPrefetch: s.DisablePrefetch,
 		JWTSVIDIncludeJTI:       s.IncludeJTI,
 		Fallback:                s.Fallback,
+		Suspended:               s.Suspended,
 	}
 	return nil
 }

@@ -34,6 +34,7 @@ func full() *entry.Entry {
 		DisableX509SVIDPrefetch: true,
 		JWTSVIDIncludeJTI:       true,
 		Fallback:                true,
+		Suspended:               true,
 	}
 }
 
@@ -53,7 +54,7 @@ func TestEveryField(t *testing.T) {
 		if e.Equal(full()) || full().Equal(e) {
 			t.Errorf("%s: Equal does not look at it", name)
 		}
-		meta := name == "ID" || name == "Revision" || name == "CreatedAt"
+		meta := name == "ID" || name == "Revision" || name == "CreatedAt" || name == "Suspended"
 		if same := e.SameContent(full()); same != meta {
 			t.Errorf("%s: SameContent is %v", name, same)
 		}

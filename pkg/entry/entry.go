@@ -57,4 +57,8 @@ type Entry struct {
 	// Fallback marks an entry that yields to any other match as the default
 	// identity (ClusterSPIFFEID's fallback).
 	Fallback bool
+	// Suspended marks an entry that its server has stopped listing, while it is
+	// not certain yet that it was deleted: who has its SVID keeps it, but it is
+	// not renewed and nobody else gets it.
+	Suspended bool
 }

@@ -17,13 +17,14 @@ func (e *Entry) Equal(o *Entry) bool {
 	return e.ID == o.ID &&
 		e.Revision == o.Revision &&
 		e.CreatedAt.Equal(o.CreatedAt) &&
+		e.Suspended == o.Suspended &&
 		slices.Equal(e.FederatesWith, o.FederatesWith) &&
 		e.SameContent(o)
 }
 
 // SameContent says whether both entries give the same workloads the same
-// identity in the same way, whatever their IDs, revisions, times of creation
-// and order of federated trust domains. The order of DNS names counts: the
+// identity in the same way, whatever their IDs, revisions, times of creation,
+// suspension and order of federated trust domains. The order of DNS names counts: the
 // first becomes the common name.
 func (e *Entry) SameContent(o *Entry) bool {
 	return e.SPIFFEID == o.SPIFFEID &&

@@ -115,7 +115,7 @@ func (m *Manager) considerLocked(r *record, now time.Time) {
 		return
 	}
 	due := r.svid == nil || r.resign || !now.Before(r.renewAt)
-	if due && !r.refused && !now.Before(r.retryAt) {
+	if due && !r.refused && !r.entry.Suspended && !now.Before(r.retryAt) {
 		switch {
 		case called && r.svid == nil:
 			m.enqueueLocked(r, waiting)

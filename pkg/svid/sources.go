@@ -50,8 +50,8 @@ func (m *Manager) applySetLocked(set *entry.Set, now time.Time) {
 			touch(r)
 			m.updateLocked(r, e, now)
 		}
-		if e.StoreSVID {
-			continue
+		if e.StoreSVID || e.Suspended {
+			continue // nobody gets it who has not got it
 		}
 		for v := range m.allViewsLocked() {
 			if e.Matches(v.selectors) {
@@ -67,7 +67,7 @@ func (m *Manager) applySetLocked(set *entry.Set, now time.Time) {
 			}
 		}
 		for _, e := range d.Changed {
-			if !e.StoreSVID && e.Matches(v.selectors) {
+			if !e.StoreSVID && e.Matches(v.selectors) && (!e.Suspended || v.group.has(e.ID)) {
 				entries = append(entries, e)
 			}
 		}
@@ -87,7 +87,7 @@ func (m *Manager) rematchLocked(now time.Time) {
 		}
 	}
 	for v := range m.allViewsLocked() {
-		m.putLocked(v, m.matchLocked(v.selectors), now)
+		m.putLocked(v, m.matchLocked(v.selectors, v.group), now)
 	}
 }
 
@@ -172,7 +172,7 @@ func (m *Manager) followSubjects(ctx context.Context) {
 				}
 				if !v.selectors.Equal(selectors) {
 					v.selectors = selectors
-					m.putLocked(v, m.matchLocked(selectors), now)
+					m.putLocked(v, m.matchLocked(selectors, v.group), now)
 				}
 			})
 		}

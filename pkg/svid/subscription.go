@@ -85,7 +85,7 @@ func (m *Manager) attach(s attest.Subject, sub *Subscription) *view {
 			v.since = now
 			v.attached = true
 			m.views[s] = v
-			m.putLocked(v, m.matchLocked(v.selectors), now)
+			m.putLocked(v, m.matchLocked(v.selectors, nil), now)
 			if v.stale {
 				m.pokeView(v)
 			}
@@ -246,7 +246,7 @@ func (m *Manager) Warm(selectors attest.Selectors) {
 			}
 			v = &view{selectors: selectors, attached: true}
 			m.warm[key] = v
-			m.putLocked(v, m.matchLocked(selectors), now)
+			m.putLocked(v, m.matchLocked(selectors, nil), now)
 		}
 		m.setTimerLocked(&v.alarm, v, now.Add(m.cfg.WarmFor))
 	})

@@ -56,9 +56,12 @@ type picture struct {
 func (p *picture) expired(now time.Time) bool { return !p.until.IsZero() && !now.Before(p.until) }
 
 // matchLocked is the entries a caller may have, the default identity first.
-// Entries for secret stores are for those only.
-func (m *Manager) matchLocked(selectors attest.Selectors) []*entry.Entry {
-	found := slices.DeleteFunc(m.set.Match(selectors), func(e *entry.Entry) bool { return e.StoreSVID })
+// Entries for secret stores are for those only, suspended ones for whoever has
+// them; old is the group the caller was in, nil if it is new.
+func (m *Manager) matchLocked(selectors attest.Selectors, old *group) []*entry.Entry {
+	found := slices.DeleteFunc(m.set.Match(selectors), func(e *entry.Entry) bool {
+		return e.StoreSVID || e.Suspended && !old.has(e.ID)
+	})
 	entry.Sort(found, m.cfg.Order, m.cfg.DefaultHint)
 	return found
 }
@@ -135,6 +138,11 @@ func (m *Manager) leaveLocked(g *group, place int, now time.Time) {
 	for _, r := range g.records {
 		m.considerLocked(r, now)
 	}
+}
+
+// has says whether an entry is among the group's.
+func (g *group) has(id string) bool {
+	return g != nil && slices.ContainsFunc(g.records, func(r *record) bool { return r.entry.ID == id })
 }
 
 // ring ends the wait for the first picture.

@@ -75,10 +75,9 @@ func (c *Client) keepIdentity(ctx context.Context) {
 		id := c.identity.get()
 		step, how := c.nextStep(id)
 		var wait time.Duration
-		switch {
-		case step == nil:
+		if step == nil {
 			wait = time.Until(id.renewAt)
-		default:
+		} else {
 			err := c.takeStep(ctx, id, step, how)
 			if ctx.Err() != nil {
 				return
@@ -87,7 +86,7 @@ func (c *Client) keepIdentity(ctx context.Context) {
 				failures = 0
 				continue
 			}
-			wait = c.stepFailed(id, how, err, failures)
+			wait = c.stepFailed(ctx, id, how, err, failures)
 			failures++
 		}
 		timer := time.NewTimer(max(wait, 0))
@@ -166,7 +165,7 @@ func (c *Client) install(svid *nodeSVID, how string) error {
 var errBanned = errors.New("the server has banned this agent; lift the ban by evicting it")
 
 // stepFailed notes a failure; the result is the time to wait.
-func (c *Client) stepFailed(id *nodeSVID, how string, err error, failures int) time.Duration {
+func (c *Client) stepFailed(ctx context.Context, id *nodeSVID, how string, err error, failures int) time.Duration {
 	isBanned := errors.Is(err, errBanned) || deniedReason(err) == banned ||
 		status.Code(err) == codes.PermissionDenied && strings.Contains(status.Convert(err).Message(), "agent is banned")
 	wait := pause(failures)
@@ -191,7 +190,7 @@ func (c *Client) stepFailed(id *nodeSVID, how string, err error, failures int) t
 		serves = "those of the process before, until they expire"
 	}
 	c.report.edit(func(r *report) { r.identityErr = fmt.Errorf("%s: %w", how, err); r.s.Banned = isBanned })
-	c.log.Log(context.Background(), level, "agent SVID not received", slog.String("how", how), slog.Int("failures", failures+1),
+	c.log.Log(ctx, level, "agent SVID not received", slog.String("how", how), slog.Int("failures", failures+1),
 		slog.Duration("retry_in", wait), slog.String("identities_are_served", serves), slog.Any("error", err))
 	return wait
 }

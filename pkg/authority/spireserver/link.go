@@ -222,7 +222,6 @@ func (c *Client) reachable(ctx context.Context) {
 	defer c.links.release(l)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(ctx, cancel)()
 	go func() {
 		select {
 		case <-l.retired:

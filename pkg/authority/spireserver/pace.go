@@ -53,9 +53,9 @@ func (p *pace) hurry(now time.Time) time.Duration {
 	if p.credited.IsZero() {
 		p.credit, p.credited = maxCredit, now
 	}
-	if n := now.Sub(p.credited) / p.interval; n > 0 {
-		p.credit = min(p.credit+int(n), maxCredit)
-		p.credited = p.credited.Add(n * p.interval)
+	if n := int(now.Sub(p.credited) / p.interval); n > 0 {
+		p.credit = min(p.credit+n, maxCredit)
+		p.credited = now
 	}
 	earliest := p.earliest
 	if p.credit > 0 {

@@ -20,12 +20,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/spiffe-node/spiffe-node/internal/durable"
+	"github.com/spiffe-node/spiffe-node/pkg/entry"
 )
 
 // The agent's state is one file, agent.state, replaced whole:
 //
 //	spiffe-node agent 1 <sha256 of the rest, hex>\n
-//	{"trust_domain": ..., "chain": [...], "key": ..., "reattestable": ..., "bundle": [...]}
+//	{"trust_domain": ..., "chain": [...], "key": ..., "reattestable": ..., "bundle": [...],
+//	 "entries": [...]}
 //
 // A file that is of another version, does not match its checksum or says
 // anything that cannot be true is renamed to agent.state.bad; one of another
@@ -33,7 +35,10 @@ import (
 const (
 	stateName   = "agent.state"
 	stateHeader = "spiffe-node agent 1 "
-	stateLimit  = 16 << 20 // bytes; more cannot be ours
+	stateLimit  = 1 << 30 // bytes; more cannot be ours
+
+	// stateDelay gathers changes into one write.
+	stateDelay = 250 * time.Millisecond
 )
 
 // ErrOnDisk refuses a Config.StateDir that is not in memory.
@@ -50,6 +55,7 @@ type agentState struct {
 	Key          []byte   `json:"key"`          // PKCS#8
 	Reattestable bool     `json:"reattestable"` // else the SVID is renewed
 	Bundle       [][]byte `json:"bundle"`       // DER, to verify the server with
+	Entries      [][]byte `json:"entries"`      // what the server listed last
 }
 
 // openState checks that a key may be put into dir.
@@ -93,7 +99,15 @@ func (c *Client) keepState(ctx context.Context) {
 			}
 			return
 		case <-c.state.changed:
+			start := time.Now()
 			c.saveState()
+			// However much there is to write, it takes a tenth of the time.
+			rest := time.NewTimer(max(stateDelay, 9*time.Since(start)))
+			select {
+			case <-ctx.Done():
+			case <-rest.C:
+			}
+			rest.Stop()
 		}
 	}
 }
@@ -103,7 +117,7 @@ func (c *Client) saveState() {
 	if id == nil {
 		return
 	}
-	data, err := encodeState(c.cfg.TrustDomain.Name(), id, c.trustNow())
+	data, err := encodeState(c.cfg.TrustDomain.Name(), id, c.trustNow(), c.ledger.known())
 	if err == nil {
 		err = durable.WriteFile(c.state.path, data, 0o600)
 	}
@@ -118,7 +132,7 @@ func (c *Client) trustNow() *x509bundle.Bundle {
 	return trust
 }
 
-func encodeState(td string, id *nodeSVID, trust *x509bundle.Bundle) ([]byte, error) {
+func encodeState(td string, id *nodeSVID, trust *x509bundle.Bundle, entries *entry.Set) ([]byte, error) {
 	key, err := x509.MarshalPKCS8PrivateKey(id.PrivateKey)
 	if err != nil {
 		return nil, err
@@ -131,6 +145,15 @@ func encodeState(td string, id *nodeSVID, trust *x509bundle.Bundle) ([]byte, err
 	if trust != nil {
 		for _, root := range trust.X509Authorities() {
 			s.Bundle = append(s.Bundle, root.Raw)
+		}
+	}
+	if entries != nil {
+		for e := range entries.All() {
+			data, err := e.MarshalBinary()
+			if err != nil {
+				return nil, err
+			}
+			s.Entries = append(s.Entries, data)
 		}
 	}
 	body, err := json.Marshal(s)
@@ -161,11 +184,11 @@ func decodeState(data []byte) (*agentState, error) {
 }
 
 // restore takes over what the process before left. Whatever is wrong with it,
-// the agent starts; an error is one of the filesystem's.
-func (c *Client) restore() error {
+// the agent starts; what cannot be used is set aside.
+func (c *Client) restore() {
 	info, err := os.Lstat(c.state.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return
 	}
 	if err == nil {
 		err = durable.CheckOwnerFile(c.state.path)
@@ -182,13 +205,12 @@ func (c *Client) restore() error {
 		clear(data)
 	}
 	if err == nil {
-		return nil
+		return
 	}
 	bad := c.state.path + ".bad"
 	rename := os.Rename(c.state.path, bad)
 	c.log.Error("agent state is not usable and was set aside; the agent attests anew",
 		slog.String("kept_as", bad), slog.Any("error", errors.Join(err, rename)))
-	return nil
 }
 
 func (c *Client) adopt(data []byte) error {
@@ -221,6 +243,18 @@ func (c *Client) adopt(data []byte) error {
 		}
 		roots = append(roots, root)
 	}
+	var entries []*entry.Entry
+	for _, data := range s.Entries {
+		e := new(entry.Entry)
+		if err := e.UnmarshalBinary(data); err != nil {
+			return fmt.Errorf("%w: %w", errState, err)
+		}
+		if e.ID == "" || !e.SPIFFEID.MemberOf(c.cfg.TrustDomain) {
+			return fmt.Errorf("%w: entry %q", errState, e.ID)
+		}
+		entries = append(entries, e)
+	}
+	c.ledger.restore(entries)
 	if len(roots) > 0 {
 		c.setTrust(x509bundle.FromX509Authorities(c.cfg.TrustDomain, roots), false)
 	}

@@ -52,7 +52,7 @@ func (c *Client) watch(ctx context.Context) error {
 	defer c.links.release(l)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(c.life, func() { cancel(errClosed) })()
+	defer context.AfterFunc(c.life, func() { cancel(errClosed) })() //nolint:contextcheck // the client ends calls, whoever makes them
 	silence := time.AfterFunc(c.cfg.RPCTimeout, func() { cancel(errSilent) })
 	defer silence.Stop()
 	go func() {

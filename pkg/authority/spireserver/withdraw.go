@@ -22,7 +22,8 @@ type absence struct {
 type ledger struct {
 	mu      sync.Mutex
 	confirm time.Duration // Config.WithdrawConfirm
-	set     *entry.Set    // nil = the server was not heard yet
+	set     *entry.Set    // nil = nothing is known yet
+	heard   bool          // the server was heard in this process
 	missing map[string]absence
 	denied  map[string]bool // the server refuses to sign for these
 }
@@ -32,15 +33,17 @@ type ledger struct {
 func (l *ledger) apply(answer *listing, now time.Time) (next *entry.Set, withdrawn []*entry.Entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	changed := answer.full
+	l.heard = true
 	var removed []string
+	var resumed []*entry.Entry // or suspended
 	if l.set != nil {
 		for e := range l.set.All() {
 			if answer.listed[e.ID] {
-				if _, was := l.missing[e.ID]; was {
-					delete(l.missing, e.ID)
-				}
+				delete(l.missing, e.ID)
 				delete(l.denied, e.ID)
+				if e.Suspended {
+					resumed = append(resumed, suspend(e, false))
+				}
 				continue
 			}
 			a, ok := l.missing[e.ID]
@@ -56,14 +59,42 @@ func (l *ledger) apply(answer *listing, now time.Time) (next *entry.Set, withdra
 				continue
 			}
 			l.missing[e.ID] = a
+			if !e.Suspended {
+				resumed = append(resumed, suspend(e, true))
+			}
 		}
 	}
+	// What came in full comes last and counts.
+	changed := slices.Concat(resumed, answer.full)
 	if l.set == nil {
 		l.set = entry.NewSet(changed...)
 	} else {
 		l.set = l.set.With(changed, removed)
 	}
 	return l.set, withdrawn
+}
+
+// suspend is a copy of an entry that is suspended, or is not.
+func suspend(e *entry.Entry, yes bool) *entry.Entry {
+	c := *e
+	c.Suspended = yes
+	return &c
+}
+
+// restore takes over what the process before knew. It is published with the
+// server's first answer, so that what that answer lacks is missing, not
+// forgotten.
+func (l *ledger) restore(known []*entry.Entry) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.set = entry.NewSet(known...)
+}
+
+// known are all entries, for the state.
+func (l *ledger) known() *entry.Set {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.set
 }
 
 // goneLocked says whether a missing entry is to be withdrawn.
@@ -95,6 +126,7 @@ func (l *ledger) replace(all []*entry.Entry) (next *entry.Set, withdrawn []*entr
 	defer l.mu.Unlock()
 	clear(l.missing)
 	clear(l.denied)
+	l.heard = true
 	if l.set == nil {
 		l.set = entry.NewSet(all...)
 		return l.set, nil
@@ -139,7 +171,7 @@ func (l *ledger) get(id string) (e *entry.Entry, isMissing, heard bool) {
 	}
 	e, _ = l.set.Get(id)
 	_, isMissing = l.missing[id]
-	return e, isMissing, true
+	return e, isMissing, l.heard
 }
 
 // nextConfirm is when another answer could withdraw something; zero = never.
@@ -199,6 +231,7 @@ func (c *Client) publish(next *entry.Set, withdrawn []*entry.Entry) {
 	c.report.edit(func(r *report) { r.s.Missing = missing })
 	if next != nil && next != c.set.get() {
 		c.set.set(next)
+		c.stateChanged()
 	}
 }
 
