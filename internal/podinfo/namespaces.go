@@ -17,7 +17,7 @@ import (
 // the one thing here that grows with the cluster, hence an option.
 type namespaces struct {
 	link    *link
-	changed func(name string)
+	changed func(names map[string]bool)
 
 	mu   sync.RWMutex
 	sets map[string][]attest.Selector // by namespace
@@ -25,7 +25,7 @@ type namespaces struct {
 
 var _ cache.TransformingStore = (*namespaces)(nil)
 
-func newNamespaces(l *link, changed func(string)) *namespaces {
+func newNamespaces(l *link, changed func(map[string]bool)) *namespaces {
 	return &namespaces{link: l, changed: changed, sets: map[string][]attest.Selector{}}
 }
 
@@ -77,23 +77,27 @@ func (n *namespaces) Replace(list []any, _ string) error {
 	sets := make(map[string][]attest.Selector, len(list))
 	for _, obj := range list {
 		if ns, ok := obj.(*corev1.Namespace); ok && ns != nil {
-			sets[ns.Name] = labels(ns)
+			if set := labels(ns); len(set) > 0 {
+				sets[ns.Name] = set
+			}
 		}
 	}
-	n.mu.RLock()
-	var gone []string
-	for name := range n.sets {
-		if _, ok := sets[name]; !ok {
-			gone = append(gone, name)
-		}
-	}
-	n.mu.RUnlock()
+	n.mu.Lock()
+	old := n.sets
+	n.sets = sets
+	n.mu.Unlock()
+	other := map[string]bool{}
 	for name, set := range sets {
-		n.set(name, set)
+		if !slices.Equal(old[name], set) {
+			other[name] = true
+		}
 	}
-	for _, name := range gone {
-		n.set(name, nil)
+	for name := range old {
+		if _, ok := sets[name]; !ok {
+			other[name] = true
+		}
 	}
+	n.changed(other)
 	n.link.synced()
 	return nil
 }
@@ -112,7 +116,7 @@ func (n *namespaces) set(name string, set []attest.Selector) {
 	}
 	n.mu.Unlock()
 	if !same {
-		n.changed(name)
+		n.changed(map[string]bool{name: true})
 	}
 }
 

@@ -100,7 +100,7 @@ func New(cfg Config) (*Source, error) {
 		s.runtime = newLink("runtime", s.log, cfg.Metrics)
 	}
 	if cfg.NamespaceLabels {
-		s.namespaces = newNamespaces(newLink("namespaces", s.log, cfg.Metrics), s.namespaceChanged)
+		s.namespaces = newNamespaces(newLink("namespaces", s.log, cfg.Metrics), s.namespacesChanged)
 	}
 	return s, nil
 }
@@ -255,8 +255,11 @@ func (s *Source) announce(uid string) {
 	}
 }
 
-func (s *Source) namespaceChanged(name string) {
-	s.store.tell(s.store.inNamespace(name))
+func (s *Source) namespacesChanged(names map[string]bool) {
+	s.store.tell(slices.DeleteFunc(s.store.uids(), func(uid string) bool {
+		pod, ok := s.Pod(uid)
+		return !ok || !names[pod.Namespace]
+	}))
 }
 
 // Status is what a Source knows of itself.

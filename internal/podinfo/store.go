@@ -62,8 +62,7 @@ func (s *store) getLocked(uid string) *facts {
 	if h := s.entries[uid]; h != nil && !h.static {
 		return h.facts
 	}
-	// Two mirror pods of one hash: one of them lies, or the old one is being
-	// replaced and its end will be told in a moment.
+	// Two mirror pods of one hash: one of them lies.
 	if len(s.static[uid]) == 1 {
 		for key := range s.static[uid] {
 			return s.entries[key].facts
@@ -112,6 +111,12 @@ func (s *store) putLocked(key string, f *facts, fetched time.Time) []string {
 	}
 	s.entries[key] = h
 	if f.static {
+		// The kubelet makes a deleted mirror pod anew.
+		for key := range s.static[f.uid] {
+			if s.entries[key].gone {
+				s.removeLocked(key)
+			}
+		}
 		if s.static[f.uid] == nil {
 			s.static[f.uid] = map[string]bool{}
 		}
@@ -135,15 +140,21 @@ func (s *store) remove(key string) {
 	s.mu.Lock()
 	h := s.entries[key]
 	var uids []string
-	switch {
-	case h == nil:
-	case s.interests[h.uid] != nil:
-		h.gone = true
-	default:
-		uids = s.removeLocked(key)
+	if h != nil {
+		uids = s.dropLocked(h)
 	}
 	s.mu.Unlock()
 	s.tell(uids)
+}
+
+// dropLocked removes what was deleted unless somebody is bound to it and nobody
+// else can speak for it.
+func (s *store) dropLocked(h *held) []string {
+	if s.interests[h.uid] != nil && (!h.static || len(s.static[h.uid]) == 1) {
+		h.gone = true
+		return nil
+	}
+	return s.removeLocked(h.key)
 }
 
 // replace is told of everything there is. Facts fetched after since stay: the
@@ -159,10 +170,8 @@ func (s *store) replace(list []*facts, since time.Time) {
 	for key, h := range s.entries {
 		switch {
 		case seen[key], h.fetched.After(since):
-		case s.interests[h.uid] != nil:
-			h.gone = true
 		default:
-			uids = append(uids, s.removeLocked(key)...)
+			uids = append(uids, s.dropLocked(h)...)
 		}
 	}
 	s.mu.Unlock()
@@ -231,14 +240,17 @@ func (s *store) notify(uids ...string) {
 	}
 }
 
-// inNamespace are the UIDs of the pods of a namespace.
-func (s *store) inNamespace(ns string) []string {
+// uids are the pods that are held or that somebody is bound to.
+func (s *store) uids() []string {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	var out []string
+	out := make([]string, 0, len(s.entries)+len(s.interests))
 	for _, h := range s.entries {
-		if h.pod.Namespace == ns {
-			out = append(out, h.uid)
+		out = append(out, h.uid)
+	}
+	for uid := range s.interests {
+		if s.entries[uid] == nil {
+			out = append(out, uid)
 		}
 	}
 	return out
