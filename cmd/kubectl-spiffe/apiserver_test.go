@@ -79,8 +79,8 @@ func text(o map[string]any, path ...string) string {
 	return s
 }
 
-// collection is the path at which objects of its kind and namespace are listed.
-func collection(o map[string]any, everywhere bool) string {
+// listPath is the path at which objects of its kind and namespace are listed.
+func listPath(o map[string]any, everywhere bool) string {
 	prefix := "/apis/" + text(o, "apiVersion")
 	if !strings.Contains(text(o, "apiVersion"), "/") {
 		prefix = "/api/" + text(o, "apiVersion")
@@ -120,11 +120,11 @@ func (f *fakeAPI) objectsAt(w http.ResponseWriter, r *http.Request) {
 	known := strings.Contains(r.URL.Path, "/api/v1/")
 	items := []any{}
 	for _, o := range f.objects {
-		if r.URL.Path == collection(o, false)+"/"+text(o, "metadata", "name") {
+		if r.URL.Path == listPath(o, false)+"/"+text(o, "metadata", "name") {
 			_ = json.NewEncoder(w).Encode(o)
 			return
 		}
-		if r.URL.Path != collection(o, false) && r.URL.Path != collection(o, true) {
+		if r.URL.Path != listPath(o, false) && r.URL.Path != listPath(o, true) {
 			continue
 		}
 		known = true

@@ -40,16 +40,7 @@ func (a *app) clusterStatus(ctx context.Context, everywhere bool) error {
 	if len(parts) == 0 {
 		return errors.New("no agent of spiffe-node runs in this cluster; a socket of this machine is meant with --local or -socketPath")
 	}
-	nodes := make([]nodeStatus, len(parts))
-	var group errgroup.Group
-	group.SetLimit(agentsAtOnce)
-	for i, part := range parts {
-		group.Go(func() error {
-			nodes[i] = a.nodeStatus(ctx, cluster, part)
-			return nil
-		})
-	}
-	_ = group.Wait() // each node has its own error
+	nodes := a.nodeStatuses(ctx, cluster, parts)
 	namespace := cluster.Namespace
 	if everywhere {
 		namespace = ""
@@ -67,6 +58,21 @@ func (a *app) clusterStatus(ctx context.Context, everywhere bool) error {
 		return err
 	}
 	return errors.Join(failed...)
+}
+
+// nodeStatuses asks several agents at a time.
+func (a *app) nodeStatuses(ctx context.Context, cluster *kube.Cluster, parts []kube.Part) []nodeStatus {
+	nodes := make([]nodeStatus, len(parts))
+	var group errgroup.Group
+	group.SetLimit(agentsAtOnce)
+	for i, part := range parts {
+		group.Go(func() error {
+			nodes[i] = a.nodeStatus(ctx, cluster, part)
+			return nil
+		})
+	}
+	_ = group.Wait() // each node has its own error
+	return nodes
 }
 
 func (a *app) nodeStatus(ctx context.Context, cluster *kube.Cluster, part kube.Part) nodeStatus {
