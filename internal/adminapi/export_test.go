@@ -1,6 +1,14 @@
 package adminapi
 
-import "google.golang.org/protobuf/proto"
+import (
+	"context"
+	"net/netip"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/spiffe-node/spiffe-node/internal/spirewire/entrypb"
+	"github.com/spiffe-node/spiffe-node/pkg/entry"
+)
 
 // Page is readPage and page.next for tests.
 func Page(size int32, token string, n int, last int64) (after int64, next string, err error) {
@@ -25,4 +33,34 @@ func ApplyMask[M interface {
 }](mask M, msg proto.Message,
 ) {
 	newMasker(mask).apply(msg)
+}
+
+// SyncEntries is the sync protocol over any stream.
+func SyncEntries(s interface {
+	Recv() (*entrypb.SyncAuthorizedEntriesRequest, error)
+	Send(*entrypb.SyncAuthorizedEntriesResponse) error
+}, set *entry.Set, page int,
+) error {
+	return syncEntries(s, set, page)
+}
+
+// Limiter is a rate limiter whose callers have the given addresses.
+type Limiter struct{ l *limiter }
+
+// NewLimiter makes one.
+func NewLimiter(perSecond int) Limiter { return Limiter{newLimiter(perSecond, "rejecting request")} }
+
+// Wait takes n tokens for a caller.
+func (l Limiter) Wait(ctx context.Context, address netip.Addr, n int) error {
+	return l.l.wait(context.WithValue(ctx, callerKey{}, &caller{address: address}), n)
+}
+
+// Buckets is how many callers are remembered.
+func (l Limiter) Buckets() int { return len(l.l.buckets) }
+
+// Views is how many agents' views are remembered.
+func (n *Nodes) Views() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.views)
 }
