@@ -53,3 +53,6 @@ func (s *Source) Held() (pods, static, interests int) {
 	defer s.store.mu.RUnlock()
 	return len(s.store.entries), len(s.store.static), len(s.store.interests)
 }
+
+// BytesCodec passes a runtime's messages through.
+type BytesCodec = bytesCodec

@@ -29,8 +29,8 @@ func TestSelectors(t *testing.T) {
 		want []string
 	}{
 		{"scheduled", makePod(uidA, "web-0"), base},
-		{"waiting", makePod(uidA, "web-0", status(waiting("main"))), base},
-		{"running", makePod(uidA, "web-0", status(made("main", idA))), append([]string{
+		{"waiting", makePod(uidA, "web-0", running(waiting("main"))), base},
+		{"running", makePod(uidA, "web-0", running(made("main", idA))), append([]string{
 			"k8s:pod-image:registry.example/main:1", "k8s:pod-image:registry.example/main@sha256:main",
 		}, base...)},
 		{"host network and PIDs", makePod(uidA, "web-0", hostNetwork, hostPID), base},
@@ -43,7 +43,7 @@ func TestSelectors(t *testing.T) {
 			},
 		},
 		{
-			"init and native sidecar", makePod(uidA, "web-0", initContainers(made("setup", idA), made("proxy", idB)), status(waiting("main"))),
+			"init and native sidecar", makePod(uidA, "web-0", initContainers(made("setup", idA), made("proxy", idB)), running(waiting("main"))),
 			append([]string{
 				"k8s:pod-init-image-count:2",
 				"k8s:pod-init-image:registry.example/setup:1", "k8s:pod-init-image:registry.example/setup@sha256:setup",
@@ -52,7 +52,7 @@ func TestSelectors(t *testing.T) {
 		},
 		{"ephemeral containers count as no image", makePod(uidA, "web-0", ephemeral(made("debug", idC))), base},
 		{
-			"static", makePod(uidA, "web-0", mirror(hash), status(made("main", idA))),
+			"static", makePod(uidA, "web-0", mirror(hash), running(made("main", idA))),
 			[]string{
 				"k8s:ns:shop", "k8s:pod-name:web-0", "k8s:pod-uid:" + hash, "k8s:node-name:node-1",
 				"k8s:pod-owner:Node:node-1", "k8s:pod-owner-uid:Node:node-uid", "k8s:pod-label:app:web", "k8s:pod-label:tier:",
@@ -90,18 +90,18 @@ func TestContainers(t *testing.T) {
 		want map[string]string // ID -> name
 	}{
 		{"scheduled", makePod(uidA, "web"), nil},
-		{"waiting", makePod(uidA, "web", status(waiting("main"))), nil},
-		{"container", makePod(uidA, "web", status(made("main", idA))), map[string]string{idA: "main"}},
+		{"waiting", makePod(uidA, "web", running(waiting("main"))), nil},
+		{"container", makePod(uidA, "web", running(made("main", idA))), map[string]string{idA: "main"}},
 		// While its postStart hook runs, the status is the one before the start.
-		{"held by a postStart hook", makePod(uidA, "web", status(waiting("proxy"), waiting("main"))), nil},
-		{"init", makePod(uidA, "web", initContainers(made("setup", idA)), status(waiting("main"))), map[string]string{idA: "setup"}},
-		{"after init", makePod(uidA, "web", initContainers(ended), status(made("main", idB))), map[string]string{idA: "setup", idB: "main"}},
-		{"native sidecar", makePod(uidA, "web", initContainers(made("proxy", idA)), status(made("main", idB))), map[string]string{idA: "proxy", idB: "main"}},
-		{"ephemeral", makePod(uidA, "web", status(made("main", idA)), ephemeral(made("debug", idC))), map[string]string{idA: "main", idC: "debug"}},
-		{"restarted", makePod(uidA, "web", status(restarted)), map[string]string{idB: "main"}},
-		{"static", makePod(uidA, "web", mirror(hash), status(made("main", idA))), map[string]string{idA: "main"}},
-		{"other runtime", makePod(uidA, "web", status(corev1.ContainerStatus{Name: "main", Image: "x", ContainerID: "cri-o://" + idA})), map[string]string{idA: "main"}},
-		{"bare ID", makePod(uidA, "web", status(corev1.ContainerStatus{Name: "main", Image: "x", ContainerID: idA})), nil},
+		{"held by a postStart hook", makePod(uidA, "web", running(waiting("proxy"), waiting("main"))), nil},
+		{"init", makePod(uidA, "web", initContainers(made("setup", idA)), running(waiting("main"))), map[string]string{idA: "setup"}},
+		{"after init", makePod(uidA, "web", initContainers(ended), running(made("main", idB))), map[string]string{idA: "setup", idB: "main"}},
+		{"native sidecar", makePod(uidA, "web", initContainers(made("proxy", idA)), running(made("main", idB))), map[string]string{idA: "proxy", idB: "main"}},
+		{"ephemeral", makePod(uidA, "web", running(made("main", idA)), ephemeral(made("debug", idC))), map[string]string{idA: "main", idC: "debug"}},
+		{"restarted", makePod(uidA, "web", running(restarted)), map[string]string{idB: "main"}},
+		{"static", makePod(uidA, "web", mirror(hash), running(made("main", idA))), map[string]string{idA: "main"}},
+		{"other runtime", makePod(uidA, "web", running(corev1.ContainerStatus{Name: "main", Image: "x", ContainerID: "cri-o://" + idA})), map[string]string{idA: "main"}},
+		{"bare ID", makePod(uidA, "web", running(corev1.ContainerStatus{Name: "main", Image: "x", ContainerID: idA})), nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -123,7 +123,7 @@ func TestContainers(t *testing.T) {
 			}
 		})
 	}
-	_, list, _, _ := podinfo.Facts(makePod(uidA, "web", status(made("main", idA))), node)
+	_, list, _, _ := podinfo.Facts(makePod(uidA, "web", running(made("main", idA))), node)
 	if d := cmp.Diff([]string{"k8s:container-image:registry.example/main:1", "k8s:container-image:registry.example/main@sha256:main"}, texts(list[0].Selectors)); d != "" {
 		t.Error(d)
 	}
@@ -132,13 +132,13 @@ func TestContainers(t *testing.T) {
 // Whoever may create pods cannot speak for a static pod.
 func TestMirrorPods(t *testing.T) {
 	t.Parallel()
-	running := status(made("main", idA))
+	up := running(made("main", idA))
 	for _, tc := range []struct {
 		name   string
 		change podOption
 	}{
-		{"nothing made", status(waiting("main"))},
-		{"no status", status()},
+		{"nothing made", running(waiting("main"))},
+		{"no status", running()},
 		{"other hash", func(p *corev1.Pod) { p.Annotations["kubernetes.io/config.hash"] = uidB }},
 		{"no hash", func(p *corev1.Pod) { delete(p.Annotations, "kubernetes.io/config.hash") }},
 		{"empty hash", mirror("")},
@@ -153,7 +153,7 @@ func TestMirrorPods(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			p := makePod(uidA, "web", mirror(hash), running, tc.change)
+			p := makePod(uidA, "web", mirror(hash), up, tc.change)
 			for _, in := range []*corev1.Pod{p, podinfo.Strip(p)} {
 				if pod, _, _, ok := podinfo.Facts(in, node); ok {
 					t.Errorf("believed: %+v", pod)
@@ -166,7 +166,7 @@ func TestMirrorPods(t *testing.T) {
 // The author of a pod does not say how much memory it takes.
 func TestTooMuchText(t *testing.T) {
 	t.Parallel()
-	p := makePod(uidA, "web", status(made("main", idA)))
+	p := makePod(uidA, "web", running(made("main", idA)))
 	for i := range 20_000 {
 		p.Labels[fmt.Sprintf("label-%05d", i)] = strings.Repeat("v", 63)
 	}
@@ -204,8 +204,8 @@ func TestOddPods(t *testing.T) {
 
 func FuzzFacts(f *testing.F) {
 	for _, p := range []*corev1.Pod{
-		makePod(uidA, "web-0", status(made("main", idA)), initContainers(made("i", idB)), ephemeral(made("e", idC))),
-		makePod(uidA, "web-0", mirror(hash), status(made("main", idA))),
+		makePod(uidA, "web-0", running(made("main", idA)), initContainers(made("i", idB)), ephemeral(made("e", idC))),
+		makePod(uidA, "web-0", mirror(hash), running(made("main", idA))),
 	} {
 		data, err := json.Marshal(p)
 		if err != nil {

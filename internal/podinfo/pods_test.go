@@ -76,7 +76,7 @@ func waiting(name string) corev1.ContainerStatus {
 	return corev1.ContainerStatus{Name: name, Image: "registry.example/" + name + ":1", State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "PodInitializing"}}}
 }
 
-func status(list ...corev1.ContainerStatus) podOption {
+func running(list ...corev1.ContainerStatus) podOption {
 	return func(p *corev1.Pod) { p.Status.Phase, p.Status.ContainerStatuses = corev1.PodRunning, list }
 }
 

@@ -133,7 +133,7 @@ func TestWatch(t *testing.T) {
 			t.Parallel()
 			server := newAPIServer(t)
 			server.noStream = tc.noStream
-			server.put(makePod(uidB, "old", status(made("main", idB))))
+			server.put(makePod(uidB, "old", running(made("main", idB))))
 			book := &ledger{}
 			s := start(t, podinfo.Config{API: server.api(), Ledger: book})
 			eventually(t, "the first list", func() bool { return link(s, "pods").Synced })
@@ -159,7 +159,7 @@ func TestWatch(t *testing.T) {
 			if _, ok := s.Container(uidA, idA); ok {
 				t.Error("a container nobody has made is known")
 			}
-			server.put(makePod(uidA, "web-0", status(made("main", idA)), label("app", "shop")))
+			server.put(makePod(uidA, "web-0", running(made("main", idA)), label("app", "shop")))
 			eventually(t, "the changed label", has(s, uidA, "k8s:pod-label:app:shop"))
 			if has(s, uidA, "k8s:pod-label:app:web")() {
 				t.Error("the old label is still there")
@@ -172,10 +172,10 @@ func TestWatch(t *testing.T) {
 			if before < 2 {
 				t.Errorf("%d notifications, want at least 2", before)
 			}
-			beat := makePod(uidA, "web-0", status(made("main", idA)), label("app", "shop"))
+			beat := makePod(uidA, "web-0", running(made("main", idA)), label("app", "shop"))
 			beat.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
 			server.put(beat)
-			server.put(makePod(uidB, "old", status(made("main", idB)), label("seen", "yes")))
+			server.put(makePod(uidB, "old", running(made("main", idB)), label("seen", "yes")))
 			eventually(t, "a later event", has(s, uidB, "k8s:pod-label:seen:yes"))
 			if n := notified.Load(); n != before {
 				t.Errorf("%d notifications of nothing", n-before)
@@ -191,7 +191,7 @@ func TestWatch(t *testing.T) {
 func TestServerAway(t *testing.T) {
 	t.Parallel()
 	server := newAPIServer(t)
-	server.put(makePod(uidA, "web-0", status(made("main", idA))))
+	server.put(makePod(uidA, "web-0", running(made("main", idA))))
 	api := server.api()
 	back := server.away()
 	book := &ledger{}
@@ -268,7 +268,7 @@ func TestFetch(t *testing.T) {
 	}})
 	eventually(t, "the first list", func() bool { return link(s, "pods").Synced })
 	server.change(func() { server.deaf = true })
-	server.put(makePod(uidA, "web-0", status(made("main", idA))))
+	server.put(makePod(uidA, "web-0", running(made("main", idA))))
 	s.Published(book.put(published(uidA, "web-0")))
 	eventually(t, "labels", has(s, uidA, "k8s:pod-label:app:web"))
 	if n := server.count("get"); n != 1 {
@@ -307,13 +307,13 @@ func TestEndedPods(t *testing.T) {
 	server := newAPIServer(t)
 	server.put(makePod("done", "done", phase(corev1.PodSucceeded)))
 	s := start(t, podinfo.Config{API: server.api()})
-	server.put(makePod(uidA, "web-0", status(made("main", idA))))
+	server.put(makePod(uidA, "web-0", running(made("main", idA))))
 	server.put(makePod(uidB, "web-1"))
-	static := makePod("mirror-uid", "static", mirror(hash), status(made("main", idC)))
+	static := makePod("mirror-uid", "static", mirror(hash), running(made("main", idC)))
 	server.put(static)
 	eventually(t, "the pods", func() bool { return s.Status().Pods == 3 })
 	stopA, stopAgain, stopStatic := s.Watch(uidA, func() {}), s.Watch(uidA, func() {}), s.Watch(hash, func() {})
-	server.put(makePod(uidA, "web-0", status(made("main", idA)), phase(corev1.PodFailed)))
+	server.put(makePod(uidA, "web-0", running(made("main", idA)), phase(corev1.PodFailed)))
 	server.put(makePod(uidB, "web-1", phase(corev1.PodSucceeded)))
 	server.remove("shop", "static")
 	eventually(t, "the end of the unused one", func() bool { return s.Status().Pods == 2 })
@@ -346,8 +346,8 @@ func TestStaticPods(t *testing.T) {
 	s := start(t, podinfo.Config{API: server.api()})
 	notified := make(chan struct{}, 16)
 	defer s.Watch(hash, func() { notified <- struct{}{} })()
-	server.put(makePod("mirror-uid", "etcd-node-1", mirror(hash), status(waiting("main"))))
-	server.put(makePod("mirror-uid", "etcd-node-1", mirror(hash), status(made("main", idA))))
+	server.put(makePod("mirror-uid", "etcd-node-1", mirror(hash), running(waiting("main"))))
+	server.put(makePod("mirror-uid", "etcd-node-1", mirror(hash), running(made("main", idA))))
 	eventually(t, "the static pod", has(s, hash, "k8s:pod-name:etcd-node-1"))
 	<-notified
 	if pod, ok := s.Pod(hash); !ok || pod.UID != hash || pod.Witness != "watch" {
@@ -359,13 +359,13 @@ func TestStaticPods(t *testing.T) {
 	if c, ok := s.Container(hash, idA); !ok || c.Name != "main" {
 		t.Errorf("container %+v, %v", c, ok)
 	}
-	server.put(makePod("other-mirror", "liar", mirror(hash), status(made("main", idB))))
+	server.put(makePod("other-mirror", "liar", mirror(hash), running(made("main", idB))))
 	eventually(t, "doubt", func() bool { _, ok := s.Pod(hash); return !ok })
 	server.remove("shop", "liar")
 	eventually(t, "the static pod again", has(s, hash, "k8s:pod-name:etcd-node-1"))
 	// A mirror pod never speaks for an ordinary one.
 	server.put(makePod(uidA, "web-0"))
-	server.put(makePod("another", "liar", mirror(uidA), status(made("main", idB))))
+	server.put(makePod("another", "liar", mirror(uidA), running(made("main", idB))))
 	server.put(makePod(uidB, "last"))
 	eventually(t, "all of them", has(s, uidB, "k8s:pod-name:last"))
 	if !has(s, uidA, "k8s:pod-name:web-0")() {
