@@ -6,12 +6,19 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/spiffe-node/spiffe-node/internal/adminapi/inspectpb"
 	"github.com/spiffe-node/spiffe-node/pkg/attest"
 )
+
+// RegisterInspect adds the Inspect service, and nothing else, to a server whose
+// callers have been authorized.
+func RegisterInspect(s grpc.ServiceRegistrar, source Source) {
+	inspectpb.RegisterInspectServer(s, &inspectService{source: source})
+}
 
 // inspectService is spiffe.node.inspect.v1.Inspect.
 type inspectService struct {
