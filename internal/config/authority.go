@@ -1,10 +1,8 @@
 package config
 
 import (
-	"bytes"
 	"fmt"
 	"net"
-	"os"
 	"slices"
 	"strings"
 
@@ -99,48 +97,19 @@ func DefaultAuthority() AuthorityProcess {
 
 // LoadAuthority is Load for the authority.
 func LoadAuthority(path string, override func(*AuthorityProcess)) (*AuthorityProcess, error) {
-	var data []byte
-	if path != "" {
-		var err error
-		if data, err = os.ReadFile(path); err != nil {
-			return nil, fmt.Errorf("read configuration: %w", err)
-		}
-	}
-	return ParseAuthority(path, data, override)
+	return load(path, override, ParseAuthority)
 }
 
 // ParseAuthority is Parse for the authority.
 func ParseAuthority(name string, data []byte, override func(*AuthorityProcess)) (*AuthorityProcess, error) {
-	c := DefaultAuthority()
-	var root yaml.Node
-	if len(bytes.TrimSpace(data)) > 0 {
-		c.APIVersion, c.Kind = "", ""
-		if err := decode(name, data, &c, &root); err != nil {
-			return nil, err
-		}
-	}
-	if override != nil {
-		override(&c)
-	}
-	if err := refuse(name, &root, c.problems()); err != nil {
-		return nil, err
-	}
-	return &c, nil
+	return parse(name, data, DefaultAuthority(), override)
 }
 
-func (a *AuthorityProcess) problems() []*Problem {
+func (a *AuthorityProcess) header() (apiVersion, kind *string) { return &a.APIVersion, &a.Kind }
+
+func (a *AuthorityProcess) problems(*yaml.Node) []*Problem {
 	var c collector
-	if a.APIVersion != APIVersion {
-		c.add("apiVersion", "%q is not %q, the version this authority reads", a.APIVersion, APIVersion)
-	}
-	if a.Kind != AuthorityKind {
-		c.add("kind", "%q is not %q", a.Kind, AuthorityKind)
-	}
-	if a.TrustDomain == "" {
-		c.add("trustDomain", "is missing; set it here or with --trust-domain, such as example.org")
-	} else if _, err := spiffeid.TrustDomainFromString(a.TrustDomain); err != nil {
-		c.add("trustDomain", "%q: %v", a.TrustDomain, err)
-	}
+	c.says(a, AuthorityKind, a.TrustDomain)
 	c.hostPort("server.address", a.Server.Address)
 	for i, id := range a.Server.AdminIDs {
 		if _, err := spiffeid.FromString(id); err != nil {

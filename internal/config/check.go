@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/spiffe-node/spiffe-node/pkg/attest"
 )
@@ -39,21 +40,29 @@ func (c *collector) absolute(key, path string) {
 	}
 }
 
+// says checks that a document is what it should be, and whose.
+func (c *collector) says(d document, wantKind, trustDomain string) {
+	version, kind := d.header()
+	if *version != APIVersion {
+		c.add("apiVersion", "%q is not %q, the version this program reads", *version, APIVersion)
+	}
+	if *kind != wantKind {
+		c.add("kind", "%q is not %q", *kind, wantKind)
+	}
+	if trustDomain == "" {
+		c.add("trustDomain", "is missing; set it here or with --trust-domain, such as example.org")
+	} else if _, err := spiffeid.TrustDomainFromString(trustDomain); err != nil {
+		c.add("trustDomain", "%q: %v", trustDomain, err)
+	}
+}
+
+func (a *Agent) header() (apiVersion, kind *string) { return &a.APIVersion, &a.Kind }
+
 // problems checks everything that can be checked without touching the system,
 // and fills in what depends on other keys.
-func (a *Agent) problems() []*Problem {
+func (a *Agent) problems(root *yaml.Node) []*Problem {
 	var c collector
-	if a.APIVersion != APIVersion {
-		c.add("apiVersion", "%q is not %q, the version this agent reads", a.APIVersion, APIVersion)
-	}
-	if a.Kind != Kind {
-		c.add("kind", "%q is not %q", a.Kind, Kind)
-	}
-	if a.TrustDomain == "" {
-		c.add("trustDomain", "is missing; set it here or with --trust-domain, such as example.org")
-	} else if _, err := spiffeid.TrustDomainFromString(a.TrustDomain); err != nil {
-		c.add("trustDomain", "%q: %v", a.TrustDomain, err)
-	}
+	c.says(a, Kind, a.TrustDomain)
 	c.oneOf("mode", a.Mode, ModeStandalone, ModeKubernetes)
 	a.checkNode(&c)
 	a.checkSockets(&c)
@@ -84,7 +93,7 @@ func (a *Agent) problems() []*Problem {
 	}
 	c.oneOf("log.level", strings.ToLower(a.Log.Level), "debug", "info", "warn", "error")
 	c.oneOf("log.format", a.Log.Format, "json", "text")
-	return c
+	return append(c, a.oneAuthority(root)...)
 }
 
 func (a *Agent) checkNode(c *collector) {

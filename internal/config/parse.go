@@ -42,10 +42,28 @@ func (p *Problem) Error() string {
 // ErrInvalid is wrapped by every error about the contents of a configuration.
 var ErrInvalid = errors.New("configuration refused")
 
-// Load reads, overrides and checks a configuration. path may be empty for
-// defaults only. override (may be nil) is applied between the file and the
+// document is what the kinds of configuration have in common.
+type document interface {
+	// header are the fields in which a file says what it is.
+	header() (apiVersion, kind *string)
+	// problems checks what can be checked without touching the system, and
+	// fills in what depends on other keys. root is the file, for what only the
+	// presence of a key can tell.
+	problems(root *yaml.Node) []*Problem
+}
+
+// Load reads, overrides and checks an agent's configuration. path may be empty
+// for defaults only. override (may be nil) is applied between the file and the
 // checks; flags go there.
-func Load(path string, override func(*Agent)) (*Agent, error) {
+func Load(path string, override func(*Agent)) (*Agent, error) { return load(path, override, Parse) }
+
+// Parse is Load for a document that has been read; name is what errors call it.
+// Errors wrap ErrInvalid and name every problem found, each with its line.
+func Parse(name string, data []byte, override func(*Agent)) (*Agent, error) {
+	return parse(name, data, Default(), override)
+}
+
+func load[T any](path string, override func(*T), parse func(string, []byte, func(*T)) (*T, error)) (*T, error) {
 	var data []byte
 	if path != "" {
 		var err error
@@ -53,17 +71,18 @@ func Load(path string, override func(*Agent)) (*Agent, error) {
 			return nil, fmt.Errorf("read configuration: %w", err)
 		}
 	}
-	return Parse(path, data, override)
+	return parse(path, data, override)
 }
 
-// Parse is Load for a document that has been read; name is what errors call it.
-// Errors wrap ErrInvalid and name every problem found, each with its line.
-func Parse(name string, data []byte, override func(*Agent)) (*Agent, error) {
-	c := Default()
+func parse[T any, P interface {
+	*T
+	document
+}](name string, data []byte, c T, override func(*T)) (*T, error) {
 	var root yaml.Node
 	if len(bytes.TrimSpace(data)) > 0 {
 		// The file must say what it is: defaults must not stand in for that.
-		c.APIVersion, c.Kind = "", ""
+		version, kind := P(&c).header()
+		*version, *kind = "", ""
 		if err := decode(name, data, &c, &root); err != nil {
 			return nil, err
 		}
@@ -71,7 +90,7 @@ func Parse(name string, data []byte, override func(*Agent)) (*Agent, error) {
 	if override != nil {
 		override(&c)
 	}
-	if err := refuse(name, &root, append(c.problems(), c.oneAuthority(&root)...)); err != nil {
+	if err := refuse(name, &root, P(&c).problems(&root)); err != nil {
 		return nil, err
 	}
 	return &c, nil
