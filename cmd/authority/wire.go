@@ -51,6 +51,9 @@ func (p *process) wire(ctx context.Context) (_ *parts, err error) {
 	for _, a := range attestors {
 		out.attestors = append(out.attestors, a.Type())
 	}
+	if err := out.addRegistration(td, p); err != nil {
+		return nil, err
+	}
 	nodes, err := adminapi.NewNodes(adminapi.NodesConfig{
 		TrustDomain:        td,
 		Authority:          out.authority,

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -67,7 +68,11 @@ type K8sPSATAttestation struct {
 // Registration is the registrar for Kubernetes pods and the CRDs of
 // spire.spiffe.io.
 type Registration struct {
-	Enabled bool `yaml:"enabled" doc:"Write entries for pods and for ClusterSPIFFEID, ClusterStaticEntry and ClusterFederatedTrustDomain. Off where a SPIRE controller manager does that."`
+	Enabled          bool     `yaml:"enabled" doc:"Write entries for pods and for ClusterSPIFFEID, ClusterStaticEntry and ClusterFederatedTrustDomain. Off where a SPIRE controller manager does that."`
+	ClusterDomain    string   `yaml:"clusterDomain" doc:"End of the DNS names of services, such as cluster.local; empty: names end in .svc."`
+	IgnoreNamespaces []string `yaml:"ignoreNamespaces" doc:"Regular expressions; a namespace whose whole name matches one gets nothing from a ClusterSPIFFEID."`
+	ClassName        string   `yaml:"className" doc:"Class of the resources that are handled beside those without a class."`
+	IgnoreClassless  bool     `yaml:"ignoreClassless" doc:"Leave resources without a class to others."`
 }
 
 // RateLimits are those of the TLS listener, per address of a caller.
@@ -89,9 +94,10 @@ func DefaultAuthority() AuthorityProcess {
 		NodeAttestation: NodeAttestation{
 			K8sPSAT: K8sPSATAttestation{Audience: []string{"spire-server"}},
 		},
-		RateLimits: RateLimits{Attestation: true, Signing: true},
-		Health:     Health{Address: "0.0.0.0:9983"},
-		Log:        agent.Log,
+		Registration: Registration{IgnoreNamespaces: []string{"kube-system", "kube-public", "spire-system"}},
+		RateLimits:   RateLimits{Attestation: true, Signing: true},
+		Health:       Health{Address: "0.0.0.0:9983"},
+		Log:          agent.Log,
 	}
 }
 
@@ -121,6 +127,11 @@ func (a *AuthorityProcess) problems(*yaml.Node) []*Problem {
 	a.NodeAttestation.K8sPSAT.check(&c)
 	if a.Registration.Enabled && a.NodeAttestation.K8sPSAT.Cluster == "" {
 		c.add("registration.enabled", "needs nodeAttestation.k8sPSAT.cluster: entries name the agents by cluster and node")
+	}
+	for i, text := range a.Registration.IgnoreNamespaces {
+		if _, err := regexp.Compile(text); err != nil {
+			c.add(fmt.Sprintf("registration.ignoreNamespaces[%d]", i), "%q: %v", text, err)
+		}
 	}
 	c.hostPort("health.address", a.Health.Address)
 	c.oneOf("log.level", strings.ToLower(a.Log.Level), "debug", "info", "warn", "error")

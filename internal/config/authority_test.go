@@ -54,6 +54,7 @@ func TestAuthorityRefusals(t *testing.T) {
 		"any audience":      {authorityHead + psat + "    audience: []\n", "nodeAttestation.k8sPSAT.audience: must name"},
 		"relative config":   {authorityHead + psat + "    kubeConfigFile: x\n", "nodeAttestation.k8sPSAT.kubeConfigFile:"},
 		"registrar alone":   {authorityHead + "registration: {enabled: true}\n", "a.yaml:4: registration.enabled: needs nodeAttestation.k8sPSAT.cluster"},
+		"bad pattern":       {authorityHead + "registration:\n  ignoreNamespaces: [a, \"(\"]\n", "a.yaml:5: registration.ignoreNamespaces[1]:"},
 		"bad health":        {authorityHead + "health: {address: nine}\n", "health.address:"},
 		"bad level":         {authorityHead + "log: {level: loud}\n", "log.level:"},
 		"agent's own key":   {authorityHead + "socket: {}\n", "a.yaml:4: socket: is not a key here"},

@@ -46,6 +46,8 @@ func RESTConfig(path string) (*rest.Config, error) {
 func NewClient(cfg *rest.Config) (*Client, error) {
 	c := rest.CopyConfig(cfg)
 	c.Timeout = apiTimeout
+	// A whole cluster may attest at once; the API server protects itself.
+	c.QPS = -1
 	tokens, err := authenticationclient.NewForConfig(c)
 	if err != nil {
 		return nil, fmt.Errorf("client for token reviews: %w", err)

@@ -32,6 +32,9 @@ const Type = "k8s_psat"
 // maxPayload bounds what is parsed, in bytes. Tokens are about one kilobyte.
 const maxPayload = 64 << 10
 
+// maxName bounds what is quoted of a payload, in bytes.
+const maxName = 255
+
 // Kubernetes is what an attestor asks of a cluster. Safe for concurrent use.
 type Kubernetes interface {
 	// ReviewToken has the API server check a token for one of the audiences.
@@ -130,6 +133,8 @@ func (a *Attestor) parse(data []byte) (*payload, error) {
 		return nil, nodeattest.Invalid("missing cluster in attestation data")
 	case p.Token == "":
 		return nil, nodeattest.Invalid("missing token in attestation data")
+	case len(p.Cluster) > maxName:
+		return nil, nodeattest.Invalid("cluster name in attestation data is longer than %d bytes", maxName)
 	case p.Cluster != a.cfg.Cluster:
 		return nil, nodeattest.Invalid("not configured for cluster %q", p.Cluster)
 	}
