@@ -142,7 +142,8 @@ func (c *Client) takeOwn(b *ownBundle) {
 	}
 	c.publishBundles()
 	if id := c.identity.get(); id != nil && c.taintedSVID(id, b) {
-		c.reject(id, mustReattest)
+		c.tainted.Store(id) // replaced at once
+		signal(c.wakeID)
 	}
 }
 

@@ -45,9 +45,10 @@ type Client struct {
 	spent     [sha256.Size]byte  // the join token that was used last
 
 	rejectedMu sync.Mutex
-	rejected   *rejection    // of the current SVID
-	wakeID     chan struct{} // the identity loop has something to do
-	rotating   atomic.Bool   // a new SVID is being asked for
+	rejected   *rejection               // of the current SVID
+	wakeID     chan struct{}            // the identity loop has something to do
+	rotating   atomic.Bool              // a new SVID is being asked for
+	tainted    atomic.Pointer[nodeSVID] // hangs on a tainted authority
 
 	hurry  chan struct{}
 	asked  atomic.Uint64        // syncs asked for by resync
@@ -175,14 +176,7 @@ func (c *Client) call(ctx context.Context, method string, f func(ctx context.Con
 		}
 		err := c.callOn(ctx, l, method, f)
 		r := deniedReason(err)
-		if r == notActive && try == 0 && c.rotating.Load() {
-			select { // the new SVID is on its way
-			case <-l.retired:
-			case <-time.After(c.cfg.RPCTimeout):
-			case <-ctx.Done():
-			}
-		}
-		again := r != none && try == 0 && !c.links.isCurrent(l)
+		again := r != none && try == 0 && c.replaced(ctx, l, r)
 		c.links.release(l)
 		switch {
 		case again:
@@ -195,6 +189,21 @@ func (c *Client) call(ctx context.Context, method string, f func(ctx context.Con
 		}
 		return err
 	}
+}
+
+// replaced says whether the SVID that the server turned away was about to be
+// replaced anyway; it waits for that.
+func (c *Client) replaced(ctx context.Context, l *link, r reason) bool {
+	if r == notActive && c.rotating.Load() {
+		timer := time.NewTimer(c.cfg.RPCTimeout)
+		defer timer.Stop()
+		select {
+		case <-l.retired:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+	}
+	return !c.links.isCurrent(l)
 }
 
 func (c *Client) callOn(ctx context.Context, l *link, method string, f func(ctx context.Context, cc grpc.ClientConnInterface) error) error {

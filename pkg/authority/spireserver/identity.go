@@ -106,19 +106,27 @@ func (c *Client) keepIdentity(ctx context.Context) {
 	}
 }
 
+// rejectedFor is why the server turned the agent's SVID away; none if it did
+// not.
+func (c *Client) rejectedFor() reason {
+	c.rejectedMu.Lock()
+	defer c.rejectedMu.Unlock()
+	if c.rejected == nil {
+		return none
+	}
+	return c.rejected.reason
+}
+
 // step asks for a new SVID.
 type step func(ctx context.Context, old *nodeSVID) (*nodeSVID, error)
 
 // nextStep is what has to be done now; nil = nothing.
 func (c *Client) nextStep(id *nodeSVID) (step, string) {
-	c.rejectedMu.Lock()
-	rejected := c.rejected
-	c.rejectedMu.Unlock()
 	now := time.Now()
 	switch {
-	case id == nil || rejected != nil || !now.Before(id.expires()):
+	case id == nil || c.rejectedFor() != none || !now.Before(id.expires()):
 		return c.attest, "attest"
-	case now.Before(id.renewAt):
+	case now.Before(id.renewAt) && c.tainted.Load() != id:
 		return nil, ""
 	case id.reattestable:
 		return c.attest, "attest"
@@ -127,10 +135,7 @@ func (c *Client) nextStep(id *nodeSVID) (step, string) {
 }
 
 func (c *Client) takeStep(ctx context.Context, old *nodeSVID, step step, how string) error {
-	c.rejectedMu.Lock()
-	bannedNow := c.rejected != nil && c.rejected.reason == banned
-	c.rejectedMu.Unlock()
-	if bannedNow && !c.report.status().Banned {
+	if c.rejectedFor() == banned && !c.report.status().Banned {
 		return errBanned // said once; asked again after a long pause
 	}
 	c.rotating.Store(true)
@@ -147,6 +152,9 @@ func (c *Client) takeStep(ctx context.Context, old *nodeSVID, step step, how str
 
 // install makes an SVID the agent's.
 func (c *Client) install(svid *nodeSVID, how string) error {
+	// Before it is used: the server forgets the old SVID when it sees the new
+	// one, and an agent that is killed in between must have that.
+	c.saveState(svid)
 	if err := c.relink(svid, int(c.first.Load())); err != nil {
 		return err
 	}
@@ -156,7 +164,6 @@ func (c *Client) install(svid *nodeSVID, how string) error {
 	c.identity.set(svid)
 	c.met.expiry.Set(float64(svid.expires().Unix()))
 	c.report.edit(func(r *report) { r.identityErr, r.s.Banned = nil, false })
-	c.stateChanged()
 	c.log.Info("agent SVID received", slog.String("agent_id", svid.ID.String()), slog.String("how", how),
 		slog.Time("expires", svid.expires()), slog.Time("renew_at", svid.renewAt))
 	return nil
@@ -168,6 +175,9 @@ var errBanned = errors.New("the server has banned this agent; lift the ban by ev
 func (c *Client) stepFailed(ctx context.Context, id *nodeSVID, how string, err error, failures int) time.Duration {
 	isBanned := errors.Is(err, errBanned) || deniedReason(err) == banned ||
 		status.Code(err) == codes.PermissionDenied && strings.Contains(status.Convert(err).Message(), "agent is banned")
+	if errors.Is(err, ErrNothingNew) && c.rejectedFor() == banned {
+		isBanned = true // and there is no other way in
+	}
 	wait := pause(failures)
 	level := slog.LevelWarn
 	switch r := deniedReason(err); {

@@ -49,6 +49,13 @@ func (c *Client) keepUp(ctx context.Context) {
 		if err != nil {
 			return
 		}
+		if !time.Now().Before(id.expires()) {
+			// No server takes it; what was issued is served on.
+			if _, err := c.identity.wait(ctx, func(now *nodeSVID) bool { return now != id }); err != nil {
+				return
+			}
+			continue
+		}
 		var wait time.Duration
 		if f.noWatch != id {
 			wait, err = c.watchOnce(ctx, id)

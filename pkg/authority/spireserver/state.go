@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -47,6 +48,9 @@ var ErrOnDisk = errors.New("agent state: private keys must not reach a disk")
 type stateFile struct {
 	path    string
 	changed chan struct{}
+
+	mu sync.Mutex // one write at a time
+	id *nodeSVID  // the newest SVID
 }
 
 type agentState struct {
@@ -94,13 +98,13 @@ func (c *Client) keepState(ctx context.Context) {
 		case <-ctx.Done():
 			select {
 			case <-c.state.changed:
-				c.saveState()
+				c.saveState(nil)
 			default:
 			}
 			return
 		case <-c.state.changed:
 			start := time.Now()
-			c.saveState()
+			c.saveState(nil)
 			// However much there is to write, it takes a tenth of the time.
 			rest := time.NewTimer(max(stateDelay, 9*time.Since(start)))
 			select {
@@ -112,12 +116,20 @@ func (c *Client) keepState(ctx context.Context) {
 	}
 }
 
-func (c *Client) saveState() {
-	id := c.identity.get()
-	if id == nil {
+// saveState writes the state, with a new SVID unless id is nil.
+func (c *Client) saveState(id *nodeSVID) {
+	if c.state == nil {
 		return
 	}
-	data, err := encodeState(c.cfg.TrustDomain.Name(), id, c.trustNow(), c.ledger.known())
+	c.state.mu.Lock()
+	defer c.state.mu.Unlock()
+	if id != nil {
+		c.state.id = id
+	}
+	if c.state.id == nil {
+		return
+	}
+	data, err := encodeState(c.cfg.TrustDomain.Name(), c.state.id, c.trustNow(), c.ledger.known())
 	if err == nil {
 		err = durable.WriteFile(c.state.path, data, 0o600)
 	}
@@ -264,6 +276,7 @@ func (c *Client) adopt(data []byte) error {
 	if err := c.relink(id, 0); err != nil {
 		return err
 	}
+	c.state.id = id
 	c.identity.set(id)
 	c.met.expiry.Set(float64(id.expires().Unix()))
 	c.log.Info("agent state loaded", slog.String("agent_id", id.ID.String()), slog.Time("expires", id.expires()))

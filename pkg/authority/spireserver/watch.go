@@ -69,6 +69,9 @@ func (c *Client) watch(ctx context.Context) error {
 	case cause != nil:
 		return cause
 	case deniedReason(err) != none:
+		if c.replaced(ctx, l, deniedReason(err)) {
+			return errReplaced
+		}
 		c.reject(l.svid, deniedReason(err))
 	}
 	return err

@@ -180,9 +180,10 @@ func (l *ledger) nextConfirm() time.Time {
 	defer l.mu.Unlock()
 	var next time.Time
 	for _, a := range l.missing {
-		due := a.since.Add(confirmMin)
-		if a.answers >= 2 {
-			due = a.since.Add(max(l.confirm, confirmMin))
+		// Once a second: an entry that was deleted and made again is back soon.
+		due := a.since.Add(time.Duration(a.answers) * confirmMin)
+		if last := a.since.Add(max(l.confirm, confirmMin)); due.After(last) {
+			due = last
 		}
 		if next.IsZero() || due.Before(next) {
 			next = due
