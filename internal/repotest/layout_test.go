@@ -55,6 +55,16 @@ var bans = []struct {
 		ban:  []string{module + "/pkg/svid", module + "/pkg/entry", "go.etcd.io/bbolt"},
 		why:  "the driver mounts; it knows nothing of identities",
 	},
+	{
+		from: []string{"internal/inspecttls", "internal/adminapi"},
+		ban:  []string{"k8s.io/client-go", "k8s.io/api"},
+		why:  "who may ask is decided behind an interface; internal/inspecttls/kubereview asks the API server",
+	},
+	{
+		from: []string{"cmd/kubectl-spiffe"},
+		ban:  []string{"k8s.io/client-go/kubernetes", "sigs.k8s.io/controller-runtime", module + "/pkg/svid"},
+		why:  "clients for all of Kubernetes' API would triple the command",
+	},
 }
 
 func goList(t *testing.T, args ...string) []string {
