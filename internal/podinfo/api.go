@@ -28,7 +28,7 @@ type API interface {
 	Namespaces() cache.ListerWatcherWithContext
 }
 
-// ErrNoAPI: this process is in no pod that has a service account.
+// ErrNoAPI is that this process is in no pod that has a service account.
 var ErrNoAPI = errors.New("no API server is configured: this process is not in a pod with a service account, and there is no kubeconfig")
 
 // NewAPI is a client for pods and namespaces and nothing else, which is a

@@ -94,7 +94,7 @@ func (s *apiServer) away() (back func()) {
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		s.server = &httptest.Server{Listener: l, Config: &http.Server{Handler: s}} //nolint:gosec // a test
+		s.server = &httptest.Server{Listener: l, Config: &http.Server{Handler: s}}
 		s.server.Start()
 	}
 }
@@ -214,7 +214,7 @@ func (s *apiServer) fail(w http.ResponseWriter, r *http.Request, code int, reaso
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
 	_ = json.NewEncoder(w).Encode(&metav1.Status{
-		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: "Failure", Message: text + " " + r.URL.Path, Reason: reason, Code: int32(code), //nolint:gosec // a status
+		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: "Failure", Message: text + " " + r.URL.Path, Reason: reason, Code: int32(code),
 	})
 }
 
@@ -260,7 +260,7 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request) {
 	info := s.media(r)
 	w.Header().Set("Content-Type", info.MediaType+";stream=watch")
 	w.WriteHeader(http.StatusOK)
-	frames := info.StreamSerializer.Framer.NewFrameWriter(w)
+	frames := info.StreamSerializer.NewFrameWriter(w)
 	inner := s.codecs.EncoderForVersion(info.Serializer, corev1.SchemeGroupVersion)
 	outer := s.codecs.EncoderForVersion(info.StreamSerializer.Serializer, corev1.SchemeGroupVersion)
 	send := func(kind string, o runtime.Object) {

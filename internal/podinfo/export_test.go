@@ -56,3 +56,6 @@ func (s *Source) Held() (pods, static, interests int) {
 
 // BytesCodec passes a runtime's messages through.
 type BytesCodec = bytesCodec
+
+// Put takes over a pod as the watch does.
+func (s *Source) Put(p *corev1.Pod) { _ = (&podStore{s: s}).Add(p) }

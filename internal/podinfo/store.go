@@ -358,17 +358,17 @@ func (s *store) putContainer(uid string, c attest.Container) {
 
 // wanting says since when the pod has been missing that has been missing for
 // the shortest time; false if nobody lacks anything.
-func (s *store) wanting() (since time.Time, any bool) {
+func (s *store) wanting() (since time.Time, lacking bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for uid, in := range s.interests {
 		if s.getLocked(uid) != nil && len(in.lacks) == 0 {
 			continue
 		}
-		any = true
+		lacking = true
 		if in.since.After(since) {
 			since = in.since
 		}
 	}
-	return since, any
+	return since, lacking
 }
