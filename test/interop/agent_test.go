@@ -2,6 +2,7 @@ package interop_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -38,7 +39,7 @@ var built = sync.OnceValues(func() (string, error) {
 	if raceEnabled {
 		args = append(args, "-race")
 	}
-	cmd := exec.Command("go", append(args, "./cmd/sds-agent", "./cmd/kubectl-spiffe")...)
+	cmd := exec.Command("go", append(args, "./cmd/sds-agent", "./cmd/authority", "./cmd/kubectl-spiffe")...)
 	cmd.Dir = "../.."
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w\n%s", err, out)
@@ -73,9 +74,10 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
-// agent is a running sds-agent.
+// agent is a running sds-agent, or another daemon that is run in its manner.
 type agent struct {
 	t      *testing.T
+	name   string // of the command; empty = sds-agent
 	dir    string // short: socket paths are limited
 	health string
 	cmd    *exec.Cmd
@@ -130,7 +132,7 @@ func (a *agent) start() {
 
 func (a *agent) launch() {
 	a.t.Helper()
-	a.cmd = exec.Command(binary(a.t, "sds-agent"), "--config", a.path("agent.yaml"))
+	a.cmd = exec.Command(binary(a.t, cmp.Or(a.name, "sds-agent")), "--config", a.path("agent.yaml"))
 	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := a.cmd.Start(); err != nil {
