@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -31,6 +32,11 @@ func (n *node) openPods(cfg *config.Agent, reg prometheus.Registerer) (err error
 		OnPod:   n.onPod,
 		Logger:  n.log,
 		Metrics: podinfo.NewMetrics(reg),
+	}
+	if dir := cfg.Identity.StateDirectory; dir != "" {
+		// The identities' state has made the directory and checked that it is a
+		// private one in memory.
+		pods.StateFile = filepath.Join(dir, "pods.json")
 	}
 	source, err := podFacts(k.Pods, &pods)
 	if err != nil {

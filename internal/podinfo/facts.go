@@ -81,7 +81,7 @@ func newFacts(p *corev1.Pod, node, witness string) *facts {
 		b.add("pod-label:", k, ":", p.Labels[k])
 	}
 	f.pod.Selectors, f.cut = b.done(), b.cut
-	slices.SortFunc(f.containers, func(x, y attest.Container) int { return strings.Compare(x.ID, y.ID) })
+	slices.SortFunc(f.containers, byID)
 	return f
 }
 
@@ -96,6 +96,8 @@ func (f *facts) container(b *builder, s corev1.ContainerStatus) {
 	f.containers = append(f.containers, attest.Container{ID: id, Name: s.Name, Selectors: c.done()})
 	b.left, b.cut = c.left, b.cut || c.cut
 }
+
+func byID(x, y attest.Container) int { return strings.Compare(x.ID, y.ID) }
 
 // find is the container with this ID.
 func (f *facts) find(id string) (attest.Container, bool) {

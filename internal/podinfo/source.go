@@ -31,6 +31,10 @@ type Config struct {
 	// NamespaceLabels adds k8s:ns-label selectors, for which API watches all
 	// namespaces.
 	NamespaceLabels bool
+	// StateFile is where what is known outlives this process, in an owner-only
+	// directory on tmpfs: a Source that starts while the API server is away
+	// goes on from there. Empty: nothing is kept.
+	StateFile string
 	// OnPod is told of pods that may call soon, whenever something new is
 	// known of them: those in the ledger, or all if there is no ledger. It is
 	// called from any goroutine and must not block; nil: nobody is told.
@@ -55,6 +59,8 @@ type Source struct {
 	containers *queue[containerName]
 	// kick wakes the kubelet's poller; one slot.
 	kick chan struct{}
+	// dirty says that there is something to save; one slot.
+	dirty chan struct{}
 }
 
 var _ interface {
@@ -66,7 +72,8 @@ type podName struct{ namespace, name, uid string }
 
 type containerName struct{ pod, id string }
 
-// New checks the configuration. Nothing is asked of anybody before Run.
+// New checks the configuration and restores what StateFile holds. Nothing is
+// asked of anybody before Run.
 func New(cfg Config) (*Source, error) {
 	switch {
 	case cfg.Node == "":
@@ -88,6 +95,7 @@ func New(cfg Config) (*Source, error) {
 		fetches:    newQueue[podName](),
 		containers: newQueue[containerName](),
 		kick:       make(chan struct{}, 1),
+		dirty:      make(chan struct{}, 1),
 	}
 	s.store = newStore(s.changed)
 	if cfg.API != nil {
@@ -102,7 +110,15 @@ func New(cfg Config) (*Source, error) {
 	if cfg.NamespaceLabels {
 		s.namespaces = newNamespaces(newLink("namespaces", s.log, cfg.Metrics), s.namespacesChanged)
 	}
+	if s.remembers() {
+		s.restore()
+	}
 	return s, nil
+}
+
+// remembers says whether there is anything to save and somewhere to save it.
+func (s *Source) remembers() bool {
+	return s.cfg.StateFile != "" && (s.cfg.API != nil || s.cfg.Kubelet != nil)
 }
 
 // Run follows the pods until ctx ends, once. Failures of others are overcome, shown
@@ -124,6 +140,9 @@ func (s *Source) Run(ctx context.Context) error {
 	if s.cfg.Runtime != nil {
 		defer s.cfg.Runtime.Close()
 		wg.Go(func() { s.containers.run(ctx, maxFetches, s.askRuntime) })
+	}
+	if s.remembers() {
+		wg.Go(func() { s.keep(ctx) })
 	}
 	<-ctx.Done()
 	return nil
@@ -233,6 +252,10 @@ func (s *Source) wakeKubelet() {
 // told by itself.
 func (s *Source) changed(uids []string) {
 	s.cfg.Metrics.pods.Set(float64(s.store.len()))
+	select {
+	case s.dirty <- struct{}{}:
+	default:
+	}
 	for _, uid := range uids {
 		if s.store.get(uid) == nil || s.store.bound(uid) {
 			continue

@@ -71,6 +71,19 @@ func (s *store) getLocked(uid string) *facts {
 	return nil
 }
 
+// all are the facts held of pods that have not ended.
+func (s *store) all() []*facts {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	out := make([]*facts, 0, len(s.entries))
+	for _, h := range s.entries {
+		if !h.ended && !h.gone {
+			out = append(out, h.facts)
+		}
+	}
+	return out
+}
+
 // bound says whether somebody watches the pod.
 func (s *store) bound(uid string) bool {
 	s.mu.RLock()
