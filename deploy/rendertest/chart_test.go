@@ -74,11 +74,11 @@ func tryRender(sets ...string) (*rendered, error) {
 			return nil, err
 		}
 	}
-	return renderValues(values)
+	return renderChart(chartDir, values)
 }
 
-func renderValues(values map[string]any) (*rendered, error) {
-	chart, err := loader.Load(chartDir)
+func renderChart(dir string, values map[string]any) (*rendered, error) {
+	chart, err := loader.Load(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -195,13 +195,17 @@ var variants = map[string][]string{
 	"external":  {"global.spire.trustDomain=example.org", "authority.mode=external", "authority.external.address=spire.example.com:8081"},
 	"openshift": {"global.spire.trustDomain=example.org", "global.openshift=true", "selinux.relabel.image=registry.example/ubi-minimal:9"},
 	"everything": {
-		"global.spire.trustDomain=example.org", "global.telemetry.prometheus.enabled=true", "startupTaint.enabled=true",
+		"global.spire.trustDomain=example.org", "global.telemetry.prometheus.enabled=true",
 		"global.imagePullSecrets[0].name=pull", "networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.name=monitoring",
 		"node.agent.capabilities={SYS_PTRACE}", "node.agent.extraEnv[0].name=A", "node.agent.extraEnv[0].value=b", "node.podLabels.a=b",
 		"node.hostAliases[0].ip=192.0.2.1", "node.hostAliases[0].hostnames={spire}", "authority.embedded.podAnnotations.a=b",
 		"authority.embedded.persistence.storageClass=fast", "csiDriverObject.annotations.a=b", "csiDriverObject.labels.c=d",
 		"clusterSPIFFEIDs.mine.spiffeIDTemplate=spiffe://example.org/x", "clusterSPIFFEIDs.mine.podSelector.matchLabels.a=b",
 	},
+	"pods": {
+		"global.spire.trustDomain=example.org", "node.agent.pods.namespaceLabels=true", "node.agent.pods.criSocket=/run/containerd/containerd.sock",
+	},
+	"kubelet": {"global.spire.trustDomain=example.org", "node.agent.pods.source=kubelet"},
 	"other places": {
 		"global.spire.trustDomain=example.org", "kubeletPath=/var/snap/microk8s/common/var/lib/kubelet", "pluginName=b.csi.spiffe.io",
 		"socket.directory=/run/b/sockets", "stateDirectory=/run/b/state", "csiDriverObject.create=false", "networkPolicy.enabled=false",

@@ -161,8 +161,12 @@ func testPaths(t *testing.T, r *rendered, spec corev1.PodSpec, driver corev1.Con
 	if !strings.HasPrefix(args["-csi-socket-path"], args["-kubelet-root"]+"/plugins/"+args["-plugin-name"]+"/") {
 		t.Errorf("the kubelet would not find %s", args["-csi-socket-path"])
 	}
-	if host := filepath.Dir(c.Identity.StateDirectory); !strings.HasPrefix(host, "/run/") {
-		t.Errorf("restart state in %s, which need not be a tmpfs", host)
+	if dir := c.Identity.StateDirectory; dir != config.StateAuto && !strings.HasPrefix(dir, "/run/") {
+		t.Errorf("restart state in %s, which need not be a tmpfs", dir)
+	}
+	if def := filepath.Dir(config.DefaultStateDirectory); c.Identity.StateDirectory == config.StateAuto &&
+		!slices.ContainsFunc(spec.Volumes, func(v corev1.Volume) bool { return v.HostPath != nil && v.HostPath.Path == def }) {
+		t.Errorf("restart state is kept in %s, which is not the host's", def)
 	}
 	for _, name := range []string{"sockets", "state", "plugin", "registry", "pods"} {
 		i := slices.IndexFunc(spec.Volumes, func(v corev1.Volume) bool { return v.Name == name })
@@ -201,19 +205,27 @@ func TestCSIDriver(t *testing.T) {
 	}
 }
 
-// TestAgentPermissions holds agents to what the design gives them.
+// TestAgentPermissions holds agents to what the design gives them, and what was
+// asked for beside.
 func TestAgentPermissions(t *testing.T) {
 	eachVariant(t, func(t *testing.T, r *rendered) {
 		role := find[*rbacv1.ClusterRole](t, r, "spire-server-spire-agent")
-		allowed := map[string][]string{"pods": {"get", "list", "watch"}, "events": {"create"}}
+		want := map[string][]string{"pods": {"get", "list", "watch"}, "events": {"create"}}
+		switch {
+		case strings.HasSuffix(t.Name(), "/pods"):
+			want["namespaces"] = []string{"get", "list", "watch"}
+		case strings.HasSuffix(t.Name(), "/kubelet"):
+			delete(want, "pods")
+			want["nodes/pods"] = []string{"get"}
+		}
+		got := map[string][]string{}
 		for _, rule := range role.Rules {
 			for _, res := range rule.Resources {
-				for _, verb := range rule.Verbs {
-					if !slices.Contains(allowed[res], verb) {
-						t.Errorf("agents may %s %s", verb, res)
-					}
-				}
+				got[res] = rule.Verbs
 			}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("agents may (-want +got):\n%s", diff)
 		}
 		for _, o := range r.kind("ClusterRoleBinding") {
 			if ref, _, _ := nested(o.Object, "roleRef", "name"); ref == "spire-server-spire-agent" {
@@ -224,36 +236,28 @@ func TestAgentPermissions(t *testing.T) {
 	})
 }
 
-// TestAuthorityPermissions: no wildcard, no secret, no write to pods; nodes are
-// only written for the taint.
+// TestAuthorityPermissions: no wildcard, no secret, no write to pods or nodes.
 func TestAuthorityPermissions(t *testing.T) {
-	for name, taint := range map[string]bool{"default": false, "everything": true} {
-		t.Run(name, func(t *testing.T) {
-			role := find[*rbacv1.ClusterRole](t, render(t, variants[name]...), "spire-server-spire-server")
-			writes := map[string]bool{}
-			for _, rule := range role.Rules {
-				for _, res := range rule.Resources {
-					if strings.Contains(res, "*") || slices.Contains(rule.Verbs, "*") || res == "secrets" {
-						t.Errorf("the authority may %v %s", rule.Verbs, res)
-					}
-					for _, verb := range rule.Verbs {
-						if !slices.Contains([]string{"get", "list", "watch"}, verb) {
-							writes[res] = true
-						}
-					}
+	role := find[*rbacv1.ClusterRole](t, render(t, variants["everything"]...), "spire-server-spire-server")
+	writes := map[string]bool{}
+	for _, rule := range role.Rules {
+		for _, res := range rule.Resources {
+			if strings.Contains(res, "*") || slices.Contains(rule.Verbs, "*") || res == "secrets" {
+				t.Errorf("the authority may %v %s", rule.Verbs, res)
+			}
+			for _, verb := range rule.Verbs {
+				if !slices.Contains([]string{"get", "list", "watch"}, verb) {
+					writes[res] = true
 				}
 			}
-			want := map[string]bool{
-				"tokenreviews": true, "events": true, "clusterspiffeids/status": true,
-				"clusterstaticentries/status": true, "clusterfederatedtrustdomains/status": true,
-			}
-			if taint {
-				want["nodes"] = true
-			}
-			if diff := cmp.Diff(want, writes); diff != "" {
-				t.Errorf("the authority writes (-want +got):\n%s", diff)
-			}
-		})
+		}
+	}
+	want := map[string]bool{
+		"tokenreviews": true, "events": true, "clusterspiffeids/status": true,
+		"clusterstaticentries/status": true, "clusterfederatedtrustdomains/status": true,
+	}
+	if diff := cmp.Diff(want, writes); diff != "" {
+		t.Errorf("the authority writes (-want +got):\n%s", diff)
 	}
 }
 

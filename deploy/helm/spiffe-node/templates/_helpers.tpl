@@ -84,8 +84,10 @@ imagePullSecrets:
       "type" "k8s_psat"
       "cluster" $v.global.spire.clusterName
       "tokenPath" "/var/run/secrets/tokens/spire-agent")))
-  "attestation" (dict "kubernetes" (dict "ledgerDirectory" (printf "%s/ledger" $v.stateDirectory)))
-  "identity" (dict "stateDirectory" (printf "%s/state" $v.stateDirectory))
+  "attestation" (dict "kubernetes" (dict
+    "ledgerDirectory" (printf "%s/ledger" $v.stateDirectory)
+    "pods" $v.node.agent.pods))
+  "identity" (dict "stateDirectory" (eq $v.stateDirectory "/run/spiffe-node" | ternary "auto" (printf "%s/state" $v.stateDirectory)))
   "sds" $sds
   "health" (dict "address" (printf ":%d" (int $v.node.agent.healthPort)))
   "log" (dict "level" $v.node.agent.logLevel "format" $v.node.agent.logFormat)
@@ -116,7 +118,11 @@ imagePullSecrets:
     "cluster" $v.global.spire.clusterName
     "serviceAccountAllowList" (list (printf "%s:%s" .Release.Namespace $v.node.serviceAccount.name))
     "audience" (list "spire-server")))
-  "registration" (dict "enabled" $v.registration.enabled)
+  "registration" (dict
+    "enabled" $v.registration.enabled
+    "clusterDomain" $v.global.spire.clusterDomain
+    "className" $v.registration.className
+    "ignoreNamespaces" $v.registration.ignoreNamespaces)
   "health" (dict "address" (printf ":%d" (int $e.healthPort)))
   "log" (dict "level" $e.logLevel "format" $e.logFormat)
 -}}
