@@ -7,18 +7,21 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"slices"
 	"strings"
 	"sync"
-	"testing"
 
 	"github.com/gorilla/websocket"
 	"go.yaml.in/yaml/v3"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/streaming/pkg/httpstream"
+	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
 // fakeAPI is an API server: objects from a file, exec into containers whose
@@ -30,23 +33,15 @@ type fakeAPI struct {
 	// command is the container's: what it writes to its output, and its exit
 	// code.
 	command func(ctx context.Context, pod, container string, args []string, stdin io.Reader, stdout, stderr io.Writer) int
-	// listeners are the ports of the pods.
+	// ports are where connections to pod:port end.
 	ports map[string]string
+	// token is what token requests answer; "" = there is no such account.
 	token string
+	// oldOnly makes it a server from before WebSockets.
+	oldOnly bool
 
 	mu    sync.Mutex
 	calls []string
-}
-
-func (f *fakeAPI) load(t testing.TB, path string) {
-	t.Helper()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := f.parse(data); err != nil {
-		t.Fatal(err)
-	}
 }
 
 func (f *fakeAPI) parse(data []byte) error {
@@ -102,8 +97,16 @@ func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	switch parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/"); {
+	case f.oldOnly && r.Method == http.MethodGet && len(parts) == 7:
+		http.Error(w, "no WebSocket here", http.StatusBadRequest)
+	case len(parts) == 7 && parts[6] == "exec" && f.oldOnly:
+		f.execSPDY(w, r, parts[5])
 	case len(parts) == 7 && parts[6] == "exec":
 		f.exec(w, r, parts[5])
+	case len(parts) == 7 && parts[6] == "portforward" && r.Method == http.MethodGet:
+		http.Error(w, "no WebSocket here", http.StatusBadRequest)
+	case len(parts) == 7 && parts[6] == "portforward":
+		f.forward(w, r, parts[5])
 	case len(parts) == 7 && parts[6] == "token" && f.token != "":
 		_ = json.NewEncoder(w).Encode(map[string]any{"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "status": map[string]any{"token": f.token}})
 	default:
@@ -196,6 +199,13 @@ func (f *fakeAPI) exec(w http.ResponseWriter, r *http.Request, pod string) {
 		})
 	}
 	code := f.command(r.Context(), pod, r.URL.Query().Get("container"), r.URL.Query()["command"], stdinR, channel(1), channel(2))
+	_, _ = channel(3).Write(exitStatus(code))
+	mu.Lock()
+	defer mu.Unlock()
+	_ = conn.WriteMessage(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""))
+}
+
+func exitStatus(code int) []byte {
 	status := metav1.Status{Status: metav1.StatusSuccess}
 	if code != 0 {
 		status = metav1.Status{Status: metav1.StatusFailure, Reason: "NonZeroExitCode", Message: "command terminated", Details: &metav1.StatusDetails{
@@ -203,10 +213,72 @@ func (f *fakeAPI) exec(w http.ResponseWriter, r *http.Request, pod string) {
 		}}
 	}
 	data, _ := json.Marshal(status)
-	_, _ = channel(3).Write(data)
-	mu.Lock()
-	defer mu.Unlock()
-	_ = conn.WriteMessage(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""))
+	return data
+}
+
+// streams accepts the streams of a SPDY connection by their type until it has
+// the number wanted.
+func streams(w http.ResponseWriter, r *http.Request, protocol string, want int) (map[string]httpstream.Stream, httpstream.Connection) {
+	if _, err := httpstream.Handshake(r, w, []string{protocol}); err != nil {
+		return nil, nil
+	}
+	opened := make(chan httpstream.Stream, want)
+	conn := spdy.NewResponseUpgrader().UpgradeResponse(w, r, func(s httpstream.Stream, _ <-chan struct{}) error {
+		opened <- s
+		return nil
+	})
+	if conn == nil {
+		return nil, nil
+	}
+	out := map[string]httpstream.Stream{}
+	for range want {
+		select {
+		case s := <-opened:
+			out[s.Headers().Get(corev1.StreamType)] = s
+		case <-conn.CloseChan():
+			return nil, nil
+		}
+	}
+	return out, conn
+}
+
+func (f *fakeAPI) execSPDY(w http.ResponseWriter, r *http.Request, pod string) {
+	all, conn := streams(w, r, "v4.channel.k8s.io", 4)
+	if conn == nil {
+		return
+	}
+	defer conn.Close()
+	code := f.command(r.Context(), pod, r.URL.Query().Get("container"), r.URL.Query()["command"], all["stdin"], all["stdout"], all["stderr"])
+	_, _ = all["error"].Write(exitStatus(code))
+	for _, s := range all {
+		_ = s.Close()
+	}
+	<-conn.CloseChan()
+}
+
+func (f *fakeAPI) forward(w http.ResponseWriter, r *http.Request, pod string) {
+	all, conn := streams(w, r, "portforward.k8s.io", 2)
+	if conn == nil {
+		return
+	}
+	defer conn.Close()
+	addr := f.ports[pod+":"+all["data"].Headers().Get(corev1.PortHeader)]
+	out, err := net.Dial("tcp", addr)
+	if err != nil {
+		_, _ = io.WriteString(all["error"], err.Error())
+		_ = all["error"].Close()
+		<-conn.CloseChan()
+		return
+	}
+	defer out.Close()
+	_ = all["error"].Close()
+	go func() {
+		_, _ = io.Copy(out, all["data"])
+		_ = out.Close()
+	}()
+	_, _ = io.Copy(all["data"], out)
+	_ = all["data"].Close()
+	<-conn.CloseChan()
 }
 
 type writerFunc func([]byte) (int, error)

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
@@ -195,10 +194,4 @@ func IsAbsent(err error) bool { return apierrors.IsNotFound(err) }
 // IsForbidden says whether the user may not do this.
 func IsForbidden(err error) bool {
 	return apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err)
-}
-
-// IsUnreachable says whether the API server did not answer at all.
-func IsUnreachable(err error) bool {
-	var u *url.Error
-	return errors.As(err, &u)
 }

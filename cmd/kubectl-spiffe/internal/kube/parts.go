@@ -135,11 +135,12 @@ func PodsPath(namespace string) string {
 
 func partOf(pod *corev1.Pod, names []string) Part {
 	p := Part{Namespace: pod.Namespace, Pod: pod.Name, Node: pod.Spec.NodeName, created: pod.CreationTimestamp}
+	// Our own names first: the default container may be any.
 	var found *corev1.Container
-	for i := range pod.Spec.Containers {
-		ctr := &pod.Spec.Containers[i]
-		if slices.Contains(names, ctr.Name) || ctr.Name == pod.Annotations[containerAnnotation] {
-			found = ctr
+	for _, name := range append(slices.Clone(names), pod.Annotations[containerAnnotation]) {
+		i := slices.IndexFunc(pod.Spec.Containers, func(c corev1.Container) bool { return c.Name == name })
+		if i >= 0 && found == nil {
+			found = &pod.Spec.Containers[i]
 		}
 	}
 	if found == nil && len(pod.Spec.Containers) > 0 {
