@@ -143,5 +143,9 @@ func ParseBundle(td spiffeid.TrustDomain, data []byte, format string) (*x509bund
 	if len(roots) == 0 {
 		return nil, errors.New("holds no X.509 authority")
 	}
-	return x509bundle.FromX509Authorities(td, roots), nil
+	out := x509bundle.New(td)
+	for _, root := range roots {
+		out.AddX509Authority(root) // once, however often it is there
+	}
+	return out, nil
 }
