@@ -74,7 +74,7 @@ func TestBadState(t *testing.T) {
 		}
 	}
 	open := write(t, filepath.Join(dir, "open"), `{"version":1,"node":"node-1","pods":[{"key":"k","uid":"u","witness":"watch"}]}`)
-	if err := os.Chmod(open, 0o644); err != nil { //nolint:gosec // that it is refused is the point
+	if err := os.Chmod(open, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	s, err := podinfo.New(podinfo.Config{Node: node, API: server.api(), StateFile: open})
