@@ -175,7 +175,7 @@ func (c *conversation) open() (*agentpb.AttestAgentRequest_Params, error) {
 		return nil, err
 	}
 	params := req.GetParams()
-	missing := ""
+	var missing string
 	switch {
 	case params == nil:
 		missing = "missing params"

@@ -41,6 +41,11 @@ var bans = []struct {
 		why:  "the authority must be usable without a node or a network",
 	},
 	{
+		from: []string{"internal/adminapi", "pkg/authority/nodeattest/jointoken", "pkg/authority/embedded"},
+		ban:  []string{"k8s.io/client-go", module + "/pkg/registration"},
+		why:  "node attestors bring their own clients; an agent with an authority in it has none",
+	},
+	{
 		from: []string{"pkg/sds", "pkg/workloadapi"},
 		ban:  []string{module + "/pkg/authority/embedded", module + "/internal/adminapi", "k8s.io/client-go"},
 		why:  "serving identities must not depend on where they come from",

@@ -45,7 +45,7 @@ type Kubernetes interface {
 	Node(ctx context.Context, name string) (*Node, error)
 }
 
-// ErrGone: the cluster has no such object.
+// ErrGone says that the cluster has no such object.
 var ErrGone = errors.New("not found in the cluster")
 
 // Review is what TokenReview says of a token.

@@ -62,15 +62,15 @@ func (c *cluster) Node(_ context.Context, name string) (*k8spsat.Node, error) {
 	return c.node, c.err["node"]
 }
 
-func attestor(t testing.TB, c k8spsat.Kubernetes) *k8spsat.Attestor {
-	t.Helper()
+func attestor(tb testing.TB, c k8spsat.Kubernetes) *k8spsat.Attestor {
+	tb.Helper()
 	a, err := k8spsat.New(k8spsat.Config{
 		TrustDomain: spiffeid.RequireTrustDomainFromString("example.org"), Cluster: "prod",
 		ServiceAccounts: []string{"spiffe-node:agent"}, Audiences: []string{"spire-server", "second"},
 		NodeLabels: []string{"zone", "missing", "empty"}, PodLabels: []string{"app"}, Kubernetes: c,
 	})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return a
 }
