@@ -46,11 +46,13 @@ func (l *Listener) enqueue(c *Conn) {
 }
 
 func (l *Listener) binder() {
+	late := l.deadline()
 	for {
 		l.mu.Lock()
 		if len(l.queue) == 0 {
 			l.binders--
 			l.queue = nil
+			l.deadlines = append(l.deadlines, late)
 			l.mu.Unlock()
 			return
 		}
@@ -58,17 +60,29 @@ func (l *Listener) binder() {
 		l.queue[0] = nil
 		l.queue = l.queue[1:]
 		l.mu.Unlock()
-		l.bind(c)
+		l.bind(c, late)
 	}
+}
+
+// deadline is one that no binder uses.
+func (l *Listener) deadline() *deadline {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if last := len(l.deadlines) - 1; last >= 0 {
+		d := l.deadlines[last]
+		l.deadlines = l.deadlines[:last]
+		return d
+	}
+	return &deadline{l: l}
 }
 
 // bind binds one caller, checks its key's limit and settles it. The answer is
 // delivered after BindTimeout at the latest, whatever Bind does.
-func (l *Listener) bind(c *Conn) {
-	ctx, cancel := context.WithTimeout(l.ctx, l.cfg.BindTimeout)
+func (l *Listener) bind(c *Conn, late *deadline) {
+	ctx, cancel := context.WithCancel(l.ctx)
 	defer cancel()
-	late := time.AfterFunc(l.cfg.BindTimeout, func() { l.expire(c) })
-	defer late.Stop()
+	late.start(c, cancel)
+	defer late.stop()
 	subject, err := l.callBind(ctx, c.peer.Caller())
 	if err != nil {
 		if ctx.Err() != nil && !errors.Is(err, attest.ErrDenied) {

@@ -36,18 +36,19 @@ type Listener struct {
 	wait   sync.WaitGroup // the accept loop
 	ready  chan *Conn
 
-	mu       sync.Mutex
-	closed   bool
-	drained  bool  // closed, and nothing is added any more
-	fatal    error // why the accept loop ended by itself
-	lastID   uint64
-	conns    map[uint64]*Conn
-	perUID   map[uint32]int
-	perKey   map[string]int
-	queue    []*Conn // waiting for a binder
-	binders  int
-	settling map[string]int      // Settle calls running, by key
-	unsettle map[string][]settle // waiting for one of those
+	mu        sync.Mutex
+	closed    bool
+	drained   bool  // closed, and nothing is added any more
+	fatal     error // why the accept loop ended by itself
+	lastID    uint64
+	conns     map[uint64]*Conn
+	perUID    map[uint32]int
+	perKey    map[string]int
+	queue     []*Conn // waiting for a binder
+	binders   int
+	deadlines []*deadline         // of binders that have ended
+	settling  map[string]int      // Settle calls running, by key
+	unsettle  map[string][]settle // waiting for one of those
 }
 
 var _ net.Listener = (*Listener)(nil)

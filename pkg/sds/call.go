@@ -1,7 +1,6 @@
 package sds
 
 import (
-	"context"
 	"errors"
 	"io"
 	"log/slog"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 
 	"github.com/spiffe-node/spiffe-node/pkg/svid"
@@ -19,82 +19,199 @@ import (
 
 // machine is a stream's protocol: stream or delta.
 type machine interface {
+	kind() string
+	// read makes a request the event it is. It keeps nothing of b.
+	read(b []byte) (event func(*svid.Update) action, err error)
 	update(u *svid.Update) action
 	state(out *StreamStatus)
 	waiting() []string
 }
 
-// call is one open stream. Its handler goroutine waits for the client;
-// updates are sent by a goroutine that lives as long as there is something to
-// look at, never more than one at a time. A client that does not read blocks
-// these two and nobody else.
+// call is one open stream. It is quiet for nearly all of its life, and then
+// the stack of its handler is most of what it costs: one that has ever been
+// deep stays twice as large. So the handler does nothing but wait for the
+// client; what there is to do is done by a worker, a goroutine that lives as
+// long as there are duties, never more than one at a time. A client that does
+// not read blocks these two and nobody else.
 type call struct {
-	server *Server
-	ctx    context.Context //nolint:containedctx // the stream's own
-	stream grpc.ServerStream
-	kind   string
-	id     uint64
-	peer   uint64
-	opened time.Time
-	sub    Subscription // guarded by turn
+	server  *Server
+	stream  grpc.ServerStream
+	machine machine
+	id      uint64
+	peer    uint64
+	opened  int64 // this and other times are Unix nanoseconds, 0 = never
 
-	pushing atomic.Int32 // idle, running, again
+	duties atomic.Uint32
+	sub    Subscription // the worker's; nil = not subscribed
 
-	// turn is held from looking at the picture until the response is sent, so
-	// that responses leave in the order they were decided.
-	turn sync.Mutex
+	// in and err are the handler's until it calls the worker, and again from
+	// the answer on.
+	direct   direct // nil = read with RecvMsg
+	header   [5]byte
+	in       raw
+	err      error
+	answered sync.WaitGroup
 
 	// mu guards the rest and is never held while sending.
-	mu       sync.Mutex
-	machine  machine
-	wake     func(error) // ends the handler's wait for the client; called once
-	parked   bool
-	lateAt   time.Time // when it was parked
-	closed   bool
-	end      error // why we ended the stream
-	sentAt   time.Time
-	ackedAt  time.Time
-	acked    string
-	nackedAt time.Time
-	nacked   string
-	nackText string
-	gotCert  bool
-	gotRoots bool
+	mu      sync.Mutex
+	wake    func(error) // ends the handler's wait for the client; called once
+	end     error       // why we ended the stream
+	lateAt  int64       // when it was parked; 0 = it is not
+	sentAt  int64
+	ackedAt int64
+	acked   string
+	nack    *rejection // the last one
 
+	gotCert     bool
+	gotRoots    bool
 	toldUnknown bool
 	toldLate    bool
 }
 
+// rejection is a client's NACK.
+type rejection struct {
+	at    int64
+	nonce string
+	text  string
+}
+
 const (
-	idle int32 = iota
-	running
-	again
+	working   uint32 = 1 << iota // there is a worker
+	dutyOpen                     // subscribe
+	dutyAsk                      // a request came
+	dutyLook                     // the picture may have changed
+	dutyClose                    // the client has gone, or will have to
 )
 
 // waiting are the names the client waits for.
 func (c *core) waiting() []string { return c.late }
 
-// serve runs one stream: next waits for one request and answers it.
-func (s *Server) serve(ss grpc.ServerStream, kind string, m machine, next func(*call) error) (err error) {
-	ctx := ss.Context()
-	defer s.contain(ctx, &err)
-	c := &call{
-		server: s, ctx: ctx, stream: ss, kind: kind,
-		id: s.ids.Add(1), opened: time.Now(), machine: m,
+func handleStream(srv any, ss grpc.ServerStream) error { return srv.(*Server).serve(ss, newStream) }
+
+func handleDelta(srv any, ss grpc.ServerStream) error { return srv.(*Server).serve(ss, newDelta) }
+
+func (s *Server) serve(ss grpc.ServerStream, protocol func(*resolver) machine) (err error) {
+	c, err := s.begin(ss, protocol)
+	if c == nil {
+		return err
 	}
-	if s.config.PeerID != nil {
-		c.peer = s.config.PeerID(ctx)
+	defer c.rescue(&err)
+	for c.take(c.receive()) {
 	}
-	gauge := s.metrics.streams.WithLabelValues(kind)
-	gauge.Inc()
-	defer gauge.Dec()
-	err = c.run(next)
+	return c.finish()
+}
+
+// begin opens a stream; without a call, it is over already.
+//
+//go:noinline
+func (s *Server) begin(ss grpc.ServerStream, protocol func(*resolver) machine) (_ *call, err error) {
+	defer s.contain(ss.Context(), &err)
+	m := protocol(s.resolve)
+	c := &call{server: s, stream: ss, id: s.ids.Add(1), opened: time.Now().UnixNano(), machine: m}
+	s.metrics.streams.WithLabelValues(m.kind()).Inc()
+	transport, single := grpc.ServerTransportStreamFromContext(ss.Context()).(statusWriter)
+	if !single {
+		return nil, c.serveApart()
+	}
+	c.wake = func(err error) {
+		_, answer := refusal(err)
+		_ = transport.WriteStatus(status.Convert(answer)) // fails only if the stream is over
+	}
+	c.direct = directly(transport)
+	if !c.call(dutyOpen) {
+		return nil, c.finish()
+	}
+	return c, nil
+}
+
+// statusWriter is gRPC's own stream, which can be ended while its handler
+// waits in RecvMsg. It is no part of gRPC's interface, so without it a second
+// goroutine does the waiting.
+type statusWriter interface {
+	WriteStatus(st *status.Status) error
+}
+
+func (c *call) serveApart() error {
+	ended, quit := make(chan struct{}), make(chan struct{})
+	c.wake = func(error) { close(ended) }
+	if !c.call(dutyOpen) {
+		return c.finish()
+	}
+	defer close(quit)
+	got, next := make(chan error), make(chan struct{})
+	go func() {
+		for {
+			err := c.contained(c.receive)
+			select {
+			case got <- err:
+			case <-quit:
+				return
+			}
+			select {
+			case <-next:
+			case <-quit:
+				return
+			}
+		}
+	}()
+	for {
+		select {
+		case err := <-got:
+			if !c.take(err) {
+				return c.finish()
+			}
+			next <- struct{}{}
+		case <-ended:
+			return c.finish()
+		}
+	}
+}
+
+// take has a received request acted on. It is false at the end.
+//
+//go:noinline
+func (c *call) take(err error) bool {
+	if err != nil {
+		c.err = err
+		return false
+	}
+	return c.call(dutyAsk)
+}
+
+// call has the worker do something and waits for its answer.
+func (c *call) call(duty uint32) bool {
+	c.err = nil
+	c.answered.Add(1)
+	c.due(duty)
+	c.answered.Wait()
+	return c.err == nil
+}
+
+// rescue is finish for a handler that panics, which it can only in gRPC.
+func (c *call) rescue(err *error) {
+	if v := recover(); v != nil {
+		c.err = c.server.panicked(c.stream.Context(), v)
+		*err = c.finish()
+	}
+}
+
+// finish closes the call and says how it ended.
+//
+//go:noinline
+func (c *call) finish() (answer error) {
+	s, ctx, err := c.server, c.stream.Context(), c.err
+	c.call(dutyClose)
+	c.mu.Lock()
+	if c.end != nil {
+		err = c.end
+	}
+	c.mu.Unlock()
+	s.metrics.streams.WithLabelValues(c.machine.kind()).Dec()
 	reason := reasonClient
-	var answer error
 	if err != nil && !errors.Is(err, io.EOF) {
 		reason, answer = refusal(err)
 	}
-	s.metrics.ends.WithLabelValues(kind, reason).Inc()
+	s.metrics.ends.WithLabelValues(c.machine.kind(), reason).Inc()
 	if reason != reasonClient {
 		s.log.LogAttrs(ctx, slog.LevelInfo, "secret stream ended", s.attrs(ctx,
 			slog.Uint64("stream", c.id), slog.String("reason", reason), slog.Any("error", err))...)
@@ -102,126 +219,100 @@ func (s *Server) serve(ss grpc.ServerStream, kind string, m machine, next func(*
 	return answer
 }
 
-func (c *call) run(next func(*call) error) error {
-	s := c.server
-	ended := make(chan struct{})
-	transport, single := grpc.ServerTransportStreamFromContext(c.ctx).(statusWriter)
-	c.wake = func(error) { close(ended) }
-	if single {
-		c.wake = func(err error) {
-			_, answer := refusal(err)
-			_ = transport.WriteStatus(status.Convert(answer)) // fails only if the stream is over
+// kick has the picture looked at again. It does not block.
+func (c *call) kick() { c.due(dutyLook) }
+
+// due leaves a duty to the worker.
+func (c *call) due(duty uint32) {
+	if c.duties.Or(duty|working)&working == 0 {
+		go c.work()
+	}
+}
+
+func (c *call) work() {
+	for {
+		due := c.duties.And(working)
+		if due&dutyOpen != 0 {
+			c.answer(c.open)
+		}
+		if due&dutyAsk != 0 {
+			c.answer(c.ask)
+		}
+		if due&dutyLook != 0 {
+			if err := c.contained(c.look); err != nil {
+				c.fail(err)
+			}
+		}
+		if due&dutyClose != 0 {
+			c.answer(c.close)
+		}
+		if c.duties.CompareAndSwap(working, 0) {
+			return
 		}
 	}
-	// The subscription may notify before Subscribe has returned.
-	c.turn.Lock()
-	sub, err := s.config.Subscribe(c.ctx, c.kick)
-	if err == nil {
-		c.sub = sub
+}
+
+func (c *call) answer(f func() error) {
+	c.err = c.contained(f)
+	c.answered.Done()
+}
+
+func (c *call) contained(f func() error) (err error) {
+	defer c.server.contain(c.stream.Context(), &err)
+	return f()
+}
+
+func (c *call) open() error {
+	s, ctx := c.server, c.stream.Context()
+	if s.config.PeerID != nil {
+		c.peer = s.config.PeerID(ctx)
 	}
-	c.turn.Unlock()
+	sub, err := s.config.Subscribe(ctx, c.kick)
 	if err != nil {
 		return inner{err}
 	}
-	defer c.close()
-	loop := func() error {
-		for {
-			if err := next(c); err != nil {
-				return err
-			}
-		}
-	}
-	s.add(c)
-	if single {
-		err = loop()
-	} else {
-		done := make(chan error, 1)
-		go func() {
-			var err error
-			defer func() { done <- err }()
-			defer s.contain(c.ctx, &err)
-			err = loop()
-		}()
-		select {
-		case err = <-done:
-		case <-ended:
-		}
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.end != nil {
-		return c.end
-	}
-	return err
-}
-
-// statusWriter is gRPC's own stream, which can be ended while its handler
-// waits in Recv. It is no part of gRPC's interface, so without it a second
-// goroutine does the waiting.
-type statusWriter interface {
-	WriteStatus(st *status.Status) error
-}
-
-func (s *Server) add(c *call) {
+	c.sub = sub
 	s.mu.Lock()
 	s.open[c] = struct{}{}
 	s.mu.Unlock()
+	return nil
 }
 
-// close waits for a push that is under way; nothing is sent afterwards.
-func (c *call) close() {
+func (c *call) ask() error {
+	if err := c.readBody(); err != nil {
+		return err
+	}
+	buf := c.in.data.MaterializeToBuffer(mem.DefaultBufferPool())
+	c.in.data.Free()
+	c.in.data = nil
+	event, err := c.machine.read(buf.ReadOnlyData())
+	buf.Free()
+	if err != nil {
+		return err
+	}
+	return c.step(event)
+}
+
+func (c *call) look() error { return c.step(c.machine.update) }
+
+// close ends the subscription; nothing is sent afterwards.
+func (c *call) close() error {
+	sub := c.sub
+	if sub == nil {
+		return nil
+	}
+	c.sub = nil
 	s := c.server
 	s.mu.Lock()
 	delete(s.open, c)
 	s.mu.Unlock()
-	c.turn.Lock()
-	c.mu.Lock()
-	c.closed = true
-	parked := c.parked
-	c.parked = false
-	c.mu.Unlock()
-	c.turn.Unlock()
-	if parked {
+	if c.parked() {
+		c.park(0)
 		s.metrics.parked.Dec()
-		c.sub.Unpark()
+		sub.Unpark()
 	}
-	c.sub.Close()
-}
-
-// kick has the picture looked at again. It does not block.
-func (c *call) kick() {
-	for {
-		switch c.pushing.Load() {
-		case idle:
-			if c.pushing.CompareAndSwap(idle, running) {
-				go c.push()
-				return
-			}
-		case running:
-			if c.pushing.CompareAndSwap(running, again) {
-				return
-			}
-		case again:
-			return
-		}
-	}
-}
-
-func (c *call) push() {
-	for {
-		if err := c.pushOnce(); err != nil {
-			c.fail(err)
-		}
-		if c.pushing.CompareAndSwap(running, idle) {
-			return
-		}
-		c.pushing.Store(running)
-	}
-}
-
-func (c *call) pushOnce() (err error) {
-	defer c.server.contain(c.ctx, &err)
-	return c.step(func(u *svid.Update) action { return c.machine.update(u) })
+	sub.Close()
+	return nil
 }
 
 // fail ends the stream from outside its handler.
@@ -238,16 +329,17 @@ func (c *call) fail(err error) {
 	}
 }
 
+func (c *call) ended() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.end
+}
+
 // step lets one event act on the newest picture and does what follows from it.
 func (c *call) step(event func(*svid.Update) action) error {
-	c.turn.Lock()
-	defer c.turn.Unlock()
-	c.mu.Lock()
-	if over := c.closed || c.end != nil || c.sub == nil; over {
-		defer c.mu.Unlock()
-		return c.end
+	if err := c.ended(); err != nil || c.sub == nil {
+		return err
 	}
-	c.mu.Unlock()
 	u := c.sub.Update()
 	if u == nil {
 		u = new(svid.Update)
@@ -259,8 +351,8 @@ func (c *call) step(event func(*svid.Update) action) error {
 	}
 	if a.send != nil {
 		if err := c.stream.SendMsg(&message{a.send}); err != nil {
-			if c.ctx.Err() != nil {
-				err = c.ctx.Err() // the client has gone
+			if gone := c.stream.Context().Err(); gone != nil {
+				err = gone // the client has gone
 			}
 			return err
 		}
@@ -272,24 +364,26 @@ func (c *call) step(event func(*svid.Update) action) error {
 		if err := c.sub.Park(late); err != nil {
 			return inner{err}
 		}
-		c.park(true)
+		c.park(time.Now().UnixNano())
 		c.server.metrics.parked.Inc()
 	case wait < 0:
-		c.park(false)
+		c.park(0)
 		c.server.metrics.parked.Dec()
 		c.sub.Unpark()
 	}
 	return nil
 }
 
-func (c *call) park(parked bool) {
+func (c *call) park(at int64) {
 	c.mu.Lock()
-	if c.parked = parked; parked {
-		c.lateAt = time.Now()
-	} else {
-		c.lateAt = time.Time{}
-	}
+	c.lateAt = at
 	c.mu.Unlock()
+}
+
+func (c *call) parked() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lateAt != 0
 }
 
 // fold runs the event. wait is 1 if the stream begins to wait for something
@@ -298,21 +392,20 @@ func (c *call) fold(event func(*svid.Update) action, u *svid.Update) (a action, 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	a = event(u)
-	now := time.Now()
 	switch a.verdict {
 	case acked:
-		c.ackedAt, c.acked = now, a.about
+		c.ackedAt, c.acked = time.Now().UnixNano(), a.about
 	case nacked:
-		c.nackedAt, c.nacked, c.nackText = now, a.about, a.rejects.message
+		c.nack = &rejection{at: time.Now().UnixNano(), nonce: a.about, text: a.rejects.message}
 	}
 	if a.end != nil {
 		return a, 0, ""
 	}
 	names := c.machine.waiting()
 	switch waits := len(names) > 0; {
-	case waits && !c.parked:
+	case waits && c.lateAt == 0:
 		wait, late = 1, strings.Join(names[:min(len(names), 4)], " ")
-	case !waits && c.parked:
+	case !waits && c.lateAt != 0:
 		wait = -1
 	}
 	return a, wait, clip(late, 512)
@@ -321,19 +414,19 @@ func (c *call) fold(event func(*svid.Update) action, u *svid.Update) (a action, 
 // sent records a response that has gone out.
 func (c *call) sent(a action) {
 	m := c.server.metrics
-	m.responses.WithLabelValues(c.kind, a.cause).Inc()
+	m.responses.WithLabelValues(c.machine.kind(), a.cause).Inc()
 	cert := slices.ContainsFunc(a.sent, func(r resource) bool { return r.identity() })
 	roots := slices.ContainsFunc(a.sent, func(r resource) bool { return !r.identity() })
 	c.mu.Lock()
-	c.sentAt = time.Now()
+	c.sentAt = time.Now().UnixNano()
 	cert, roots = cert && !c.gotCert, roots && !c.gotRoots
 	c.gotCert, c.gotRoots = c.gotCert || cert, c.gotRoots || roots
 	c.mu.Unlock()
 	if cert {
-		m.observeFirst("identity", c.opened)
+		m.observeFirst("identity", moment(c.opened))
 	}
 	if roots {
-		m.observeFirst("bundle", c.opened)
+		m.observeFirst("bundle", moment(c.opened))
 	}
 }
 
@@ -341,10 +434,10 @@ func (c *call) sent(a action) {
 func (c *call) report(a action) {
 	s := c.server
 	if a.verdict != noVerdict {
-		s.metrics.verdicts.WithLabelValues(c.kind, a.verdict.String()).Inc()
+		s.metrics.verdicts.WithLabelValues(c.machine.kind(), a.verdict.String()).Inc()
 	}
 	if a.verdict == nacked {
-		s.log.LogAttrs(c.ctx, slog.LevelWarn, "client rejected secrets", s.attrs(c.ctx,
+		s.log.LogAttrs(c.stream.Context(), slog.LevelWarn, "client rejected secrets", s.attrs(c.stream.Context(),
 			slog.Uint64("stream", c.id), slog.Int("code", int(a.rejects.code)), slog.String("text", a.rejects.message))...)
 	}
 	if len(a.unknown) > 0 {
@@ -354,12 +447,12 @@ func (c *call) report(a action) {
 		c.toldUnknown = true
 		c.mu.Unlock()
 		if once {
-			s.log.LogAttrs(c.ctx, slog.LevelInfo, "unknown secret names ignored", s.attrs(c.ctx,
+			s.log.LogAttrs(c.stream.Context(), slog.LevelInfo, "unknown secret names ignored", s.attrs(c.stream.Context(),
 				slog.Uint64("stream", c.id), slog.Int("count", len(a.unknown)), slog.Any("first", shorten(a.unknown)))...)
 		}
 	}
 	if a.narrow {
-		s.log.LogAttrs(c.ctx, slog.LevelWarn, "client without SPIFFE validator asked for all bundles: own bundle alone sent", s.attrs(c.ctx,
+		s.log.LogAttrs(c.stream.Context(), slog.LevelWarn, "client without SPIFFE validator asked for all bundles: own bundle alone sent", s.attrs(c.stream.Context(),
 			slog.Uint64("stream", c.id))...)
 	}
 }
@@ -371,7 +464,7 @@ func (c *call) tellLate(names string) {
 	c.toldLate = true
 	c.mu.Unlock()
 	if once {
-		c.server.log.LogAttrs(c.ctx, slog.LevelInfo, "secret is late, stream stays open", c.server.attrs(c.ctx,
+		c.server.log.LogAttrs(c.stream.Context(), slog.LevelInfo, "secret is late, stream stays open", c.server.attrs(c.stream.Context(),
 			slog.Uint64("stream", c.id), slog.String("names", names))...)
 	}
 }
@@ -389,8 +482,17 @@ func (c *call) status(out *StreamStatus) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.machine.state(out)
-	out.ID, out.Peer, out.Kind, out.OpenedAt = c.id, c.peer, c.kind, c.opened
-	out.SentAt, out.LateSince = c.sentAt, c.lateAt
-	out.AckedAt, out.AckedNonce = c.ackedAt, c.acked
-	out.NackedAt, out.NackedNonce, out.NackText = c.nackedAt, c.nacked, c.nackText
+	out.ID, out.Peer, out.Kind = c.id, c.peer, c.machine.kind()
+	out.OpenedAt, out.SentAt, out.LateSince = moment(c.opened), moment(c.sentAt), moment(c.lateAt)
+	out.AckedAt, out.AckedNonce = moment(c.ackedAt), c.acked
+	if n := c.nack; n != nil {
+		out.NackedAt, out.NackedNonce, out.NackText = moment(n.at), n.nonce, n.text
+	}
+}
+
+func moment(ns int64) time.Time {
+	if ns == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, ns)
 }

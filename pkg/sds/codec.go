@@ -6,6 +6,9 @@ import (
 	"google.golang.org/grpc/mem"
 )
 
+// raw is a request as it came.
+type raw struct{ data mem.BufferSlice }
+
 // message is an encoded response.
 type message struct{ data mem.BufferSlice }
 
@@ -33,6 +36,13 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 
 // Unmarshal implements encoding.CodecV2.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	if r, ok := v.(*raw); ok {
+		// Read later, off the handler's stack. The slice was made for us; what
+		// it refers to is the transport's.
+		data.Ref()
+		r.data = data
+		return nil
+	}
 	m, ok := v.(lean)
 	if !ok {
 		return c.CodecV2.Unmarshal(data, v)

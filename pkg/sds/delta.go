@@ -13,6 +13,21 @@ type delta struct {
 	core
 }
 
+func newDelta(r *resolver) machine { return &delta{core: core{r: r}} }
+
+func (*delta) kind() string { return "delta" }
+
+func (d *delta) read(b []byte) (func(*svid.Update) action, error) {
+	q := new(deltaRequest)
+	if err := q.unmarshal(b); err != nil {
+		return nil, undecodable(err)
+	}
+	if err := checkRequest(q.typeURL, q.limits()); err != nil {
+		return nil, err
+	}
+	return func(u *svid.Update) action { return d.request(q, u) }, nil
+}
+
 // request folds a request into the state.
 func (d *delta) request(q *deltaRequest, u *svid.Update) (a action) {
 	first := !d.started

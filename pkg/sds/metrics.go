@@ -72,5 +72,5 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 }
 
 func (m *Metrics) observeFirst(secret string, since time.Time) {
-	m.first.WithLabelValues(secret).Observe(time.Since(since).Seconds())
+	m.first.WithLabelValues(secret).Observe(max(0, time.Since(since).Seconds()))
 }

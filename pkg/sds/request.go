@@ -6,6 +6,8 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
@@ -73,10 +75,9 @@ func (l *nameList) within() error {
 	return nil
 }
 
-// forget lets go of what was read; a stream may wait for long.
-func (q *request) forget() { *q = request{} }
-
-func (q *deltaRequest) forget() { *q = deltaRequest{} }
+func undecodable(err error) error {
+	return status.Errorf(codes.Internal, "the request cannot be decoded: %v", err)
+}
 
 // limits says what of the request is too much, if anything.
 func (q *request) limits() error { return q.names.within() }

@@ -63,43 +63,11 @@ func (s *Server) Register(reg grpc.ServiceRegistrar) {
 		HandlerType: (*any)(nil),
 		Methods:     []grpc.MethodDesc{{MethodName: "FetchSecrets", Handler: s.handleFetch}},
 		Streams: []grpc.StreamDesc{
-			{StreamName: "StreamSecrets", Handler: s.handleStream, ServerStreams: true, ClientStreams: true},
-			{StreamName: "DeltaSecrets", Handler: s.handleDelta, ServerStreams: true, ClientStreams: true},
+			{StreamName: "StreamSecrets", Handler: handleStream, ServerStreams: true, ClientStreams: true},
+			{StreamName: "DeltaSecrets", Handler: handleDelta, ServerStreams: true, ClientStreams: true},
 		},
 		Metadata: "envoy/service/secret/v3/sds.proto",
 	}, s)
-}
-
-func (s *Server) handleStream(_ any, ss grpc.ServerStream) error {
-	m := &stream{core: core{r: s.resolve}}
-	q := new(request)
-	return s.serve(ss, "sotw", m, func(c *call) error {
-		if err := ss.RecvMsg(q); err != nil {
-			return err
-		}
-		if err := checkRequest(q.typeURL, q.limits()); err != nil {
-			return err
-		}
-		err := c.step(func(u *svid.Update) action { return m.request(q, u) })
-		q.forget()
-		return err
-	})
-}
-
-func (s *Server) handleDelta(_ any, ss grpc.ServerStream) error {
-	m := &delta{core: core{r: s.resolve}}
-	q := new(deltaRequest)
-	return s.serve(ss, "delta", m, func(c *call) error {
-		if err := ss.RecvMsg(q); err != nil {
-			return err
-		}
-		if err := checkRequest(q.typeURL, q.limits()); err != nil {
-			return err
-		}
-		err := c.step(func(u *svid.Update) action { return m.request(q, u) })
-		q.forget()
-		return err
-	})
 }
 
 func checkRequest(typeURL string, limits error) error {
@@ -154,11 +122,15 @@ func refusal(err error) (reason string, out error) {
 // contain turns a panic into an error of this call.
 func (s *Server) contain(ctx context.Context, err *error) {
 	if v := recover(); v != nil {
-		s.metrics.panics.Inc()
-		s.log.LogAttrs(ctx, slog.LevelError, "secret call panicked", s.attrs(ctx,
-			slog.Any("panic", v), slog.String("stack", string(debug.Stack())))...)
-		*err = status.Error(codes.Unavailable, "internal fault, try again")
+		*err = s.panicked(ctx, v)
 	}
+}
+
+func (s *Server) panicked(ctx context.Context, v any) error {
+	s.metrics.panics.Inc()
+	s.log.LogAttrs(ctx, slog.LevelError, "secret call panicked", s.attrs(ctx,
+		slog.Any("panic", v), slog.String("stack", string(debug.Stack())))...)
+	return status.Error(codes.Unavailable, "internal fault, try again")
 }
 
 func (s *Server) attrs(ctx context.Context, more ...slog.Attr) []slog.Attr {

@@ -186,6 +186,21 @@ type stream struct {
 	version string // of the last response
 }
 
+func newStream(r *resolver) machine { return &stream{core: core{r: r}} }
+
+func (*stream) kind() string { return "sotw" }
+
+func (s *stream) read(b []byte) (func(*svid.Update) action, error) {
+	q := new(request)
+	if err := q.unmarshal(b); err != nil {
+		return nil, undecodable(err)
+	}
+	if err := checkRequest(q.typeURL, q.limits()); err != nil {
+		return nil, err
+	}
+	return func(u *svid.Update) action { return s.request(q, u) }, nil
+}
+
 // request folds a request into the state.
 func (s *stream) request(q *request, u *svid.Update) (a action) {
 	first := !s.started
