@@ -16,29 +16,29 @@ import (
 // by force another one, and brings the product back: both are cleaned up.
 func testDriverAway(t *testing.T) {
 	t.Helper()
-	waits := create(t, "known", probePod("waits", "web"))
-	forced := create(t, "known", probePod("forced", "web"))
+	waits := create(t, on.workloads, probePod("waits", "web"))
+	forced := create(t, on.workloads, probePod("forced", "web"))
 	probeLog(t, waits, time.Minute, has("default"))
 	probeLog(t, forced, time.Minute, has("default"))
 	product := agentPod(t)
 	place := func(selector any) {
 		patch := map[string]any{"spec": map[string]any{"template": map[string]any{"spec": map[string]any{"nodeSelector": selector}}}}
-		if err := node.API(within(t, 30*time.Second), http.MethodPatch, "/apis/apps/v1/namespaces/"+system+"/daemonsets/spiffe-node", patch, nil); err != nil {
+		if err := node.API(within(t, 30*time.Second), http.MethodPatch, "/apis/apps/v1/namespaces/"+on.namespace+"/daemonsets/spiffe-node", patch, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
 	place(map[string]any{"nowhere": "true"})
-	if err := node.WaitGone(within(t, time.Minute), system, product.Metadata.Name, product.Metadata.UID); err != nil {
+	if err := node.WaitGone(within(t, time.Minute), on.namespace, product.Metadata.Name, product.Metadata.UID); err != nil {
 		t.Fatal(err)
 	}
 	ctx := within(t, time.Minute)
-	if err := node.DeletePod(ctx, "known", "waits", -1); err != nil {
+	if err := node.DeletePod(ctx, on.workloads, "waits", -1); err != nil {
 		t.Fatal(err)
 	}
-	if err := node.DeletePod(ctx, "known", "forced", 0); err != nil {
+	if err := node.DeletePod(ctx, on.workloads, "forced", 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := node.WaitGone(ctx, "known", "forced", forced.Metadata.UID); err != nil {
+	if err := node.WaitGone(ctx, on.workloads, "forced", forced.Metadata.UID); err != nil {
 		t.Fatal(err)
 	}
 	<-time.After(3 * time.Second) // long enough for the kubelet to fail a few times
@@ -49,7 +49,7 @@ func testDriverAway(t *testing.T) {
 	place(map[string]any{"nowhere": nil})
 	newProductPod(t)
 	t.Logf("product back and Ready after %s", time.Since(begun).Round(time.Millisecond))
-	if err := node.WaitGone(within(t, 2*time.Minute), "known", "waits", waits.Metadata.UID); err != nil {
+	if err := node.WaitGone(within(t, 2*time.Minute), on.workloads, "waits", waits.Metadata.UID); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("pod deleted meanwhile is gone %s after the product was asked back", time.Since(begun).Round(time.Millisecond))

@@ -21,11 +21,11 @@ const pauseImage = "spiffe-node.test/pause:1"
 func testStranger(t *testing.T) {
 	t.Helper()
 	ctx := within(t, time.Minute)
-	if err := node.Apply(ctx, "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: stranger, namespace: known}\n"); err != nil {
+	if err := node.Apply(ctx, "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: stranger, namespace: "+on.workloads+"}\n"); err != nil {
 		t.Fatal(err)
 	}
 	begun := time.Now()
-	pod := create(t, "known", probePod("stranger", "stranger"))
+	pod := create(t, on.workloads, probePod("stranger", "stranger"))
 	probeLog(t, pod, time.Minute, has("ROOTCA"))
 	t.Logf("POST -> ROOTCA: %s", time.Since(begun).Round(time.Millisecond))
 	<-time.After(3 * time.Second)
@@ -106,11 +106,7 @@ func testKinds(t *testing.T) {
 func testRestartedContainer(t *testing.T, pod *cluster.Pod, id string) {
 	t.Helper()
 	killed := time.Now()
-	pid, err := node.OnNode(within(t, 30*time.Second), "sh", "-c", "grep -l pod"+pod.Metadata.UID+" /proc/[0-9]*/cgroup | xargs -n1 dirname | while read p; do grep -qa ^/probe $p/cmdline && basename $p; done; true")
-	if err != nil {
-		t.Fatal(err)
-	}
-	killProcess(t, firstLine(pid))
+	killProbe(t, pod)
 	log := nodeLog(t, pod, time.Minute, func(log probe.Log) error {
 		if len(log) == 0 || log[0].Time.Before(killed) {
 			return fmt.Errorf("the container has not been started again")
@@ -164,7 +160,7 @@ func testJob(t *testing.T, id string) {
 func testStaticPod(t *testing.T) {
 	t.Helper()
 	name := "static-" + node.NodeName()
-	cli(t, "entry", "create", "-parentID", parentID(), "-spiffeID", "spiffe://"+trustDomain+"/static", "-selector", "k8s:ns:kinds", "-selector", "k8s:pod-name:"+name)
+	cli(t, "entry", "create", "-parentID", on.parentID(t), "-spiffeID", "spiffe://"+trustDomain+"/static", "-selector", "k8s:ns:kinds", "-selector", "k8s:pod-name:"+name)
 	spec := probePod("static", "")
 	spec["metadata"].(map[string]any)["namespace"] = "kinds"
 	podSpec := spec["spec"].(map[string]any)

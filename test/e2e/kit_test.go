@@ -17,9 +17,7 @@ import (
 
 const (
 	trustDomain = "example.org"
-	system      = "spiffe-node" // the product's namespace
 	ledgerDir   = "/run/spiffe-node/ledger"
-	adminSocket = "/run/spiffe-node/admin/api.sock"
 )
 
 // within bounds one step of a test.
@@ -71,7 +69,7 @@ func namespace(t *testing.T, name string, accounts ...string) {
 func probePod(name, account string, args ...string) map[string]any {
 	return map[string]any{
 		"apiVersion": "v1", "kind": "Pod",
-		"metadata": map[string]any{"name": name, "labels": map[string]any{"app": "probe"}},
+		"metadata": map[string]any{"name": name, "labels": map[string]any{"app": "probe", managedLabel: "true"}},
 		"spec": map[string]any{
 			"serviceAccountName":            account,
 			"terminationGracePeriodSeconds": 1,
@@ -166,7 +164,7 @@ func agentPod(t *testing.T) *cluster.Pod {
 	t.Helper()
 	var pod *cluster.Pod
 	err := cluster.Poll(within(t, 2*time.Minute), 50*time.Millisecond, func(ctx context.Context) error {
-		pods, err := node.Pods(ctx, system, "app=spiffe-node")
+		pods, err := node.Pods(ctx, on.namespace, on.selector)
 		if err != nil {
 			return err
 		}
@@ -182,27 +180,6 @@ func agentPod(t *testing.T) *cluster.Pod {
 		t.Fatal(err)
 	}
 	return pod
-}
-
-// cli runs kubectl-spiffe in the agent's container against the admin socket.
-func cli(t *testing.T, args ...string) string {
-	t.Helper()
-	pod := agentPod(t)
-	out, err := node.Exec(within(t, 30*time.Second), system, pod.Metadata.Name, "agent", append([]string{"/kubectl-spiffe"}, append(args, "-socketPath", adminSocket)...)...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
-}
-
-func parentID() string { return "spiffe://" + trustDomain + "/spire/agent/local/" + node.NodeName() }
-
-// register creates an entry for a service account.
-func register(t *testing.T, ns, account string) string {
-	t.Helper()
-	id := fmt.Sprintf("spiffe://%s/ns/%s/sa/%s", trustDomain, ns, account)
-	cli(t, "entry", "create", "-parentID", parentID(), "-spiffeID", id, "-selector", "k8s:ns:"+ns, "-selector", "k8s:sa:"+account)
-	return id
 }
 
 // volumeMounts are the mounts of csi.spiffe.io below the pods directory, of

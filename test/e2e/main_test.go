@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
@@ -37,7 +39,7 @@ func TestMain(m *testing.M) {
 func run(m *testing.M) (int, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute)
 	defer cancel()
-	cfg := cluster.Config{Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Dir: os.Getenv("E2E_CLUSTER_DIR")}
+	cfg := cluster.Config{Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Dir: os.Getenv("E2E_CLUSTER_DIR"), KubeProxy: true}
 	if err := cluster.BuildAll(ctx, cfg, "."); err != nil {
 		return 1, err
 	}
@@ -64,15 +66,17 @@ func run(m *testing.M) (int, error) {
 // rigOnly is for work on the rig: the product is neither built nor tested.
 func rigOnly() bool { return os.Getenv("E2E_RIG_ONLY") != "" }
 
-// buildImages builds the product and the probe and returns their archives.
+// buildImages builds the product and the probe and returns their archives: one
+// image with all commands, for plain manifests, and the images that the chart names.
 func buildImages(ctx context.Context, dir string) ([]string, error) {
 	product := cluster.Image{Name: productImage, Files: map[string]string{}}
-	commands := []string{"sds-agent", "csi-driver", "kubectl-spiffe"}
+	commands := []string{"sds-agent", "csi-driver", "kubectl-spiffe", "authority"}
 	if rigOnly() {
 		commands = nil
 	}
+	platform := "linux-" + runtime.GOARCH
 	for _, name := range commands {
-		bin := filepath.Join(dir, name)
+		bin := filepath.Join(dir, platform, name)
 		if err := cluster.BuildStatic(ctx, "../..", "./cmd/"+name, bin); err != nil {
 			return nil, err
 		}
@@ -90,5 +94,18 @@ func buildImages(ctx context.Context, dir string) ([]string, error) {
 		}
 		files = append(files, file)
 	}
-	return files, nil
+	if rigOnly() {
+		return files, nil
+	}
+	out := filepath.Join(dir, "oci")
+	if err := os.RemoveAll(out); err != nil {
+		return nil, err
+	}
+	pack := exec.CommandContext(ctx, "go", "run", ".", "-bin", dir, "-out", out, "-tag", chartTag, "-platforms", "linux/"+runtime.GOARCH)
+	pack.Dir = "../../deploy/images"
+	if text, err := pack.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("packing images in %s: %w\n%s", pack.Dir, err, text)
+	}
+	archives, err := filepath.Glob(filepath.Join(out, "*.tar"))
+	return append(files, archives...), err
 }

@@ -22,7 +22,7 @@ func socketBack(t *testing.T) time.Duration {
 	t.Helper()
 	begun := time.Now()
 	err := cluster.Poll(within(t, time.Minute), 5*time.Millisecond, func(ctx context.Context) error {
-		conn, err := new(net.Dialer).DialContext(ctx, "unix", node.NodePath("/run/spiffe-node/public/socket"))
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", node.NodePath(on.sockets+"/socket"))
 		if err != nil {
 			return err
 		}
@@ -48,7 +48,7 @@ func explainSlow(t *testing.T, pod *cluster.Pod, log probe.Log, outages []time.D
 // findProcess is the process on the node that runs the agent or the driver.
 func findProcess(t *testing.T, name string) string {
 	t.Helper()
-	program := map[string]string{"agent": "/sds-agent", "driver": "/csi-driver"}[name]
+	program := map[string]string{"agent": "/sds-agent", "driver": "/csi-driver", "authority": "/authority"}[name]
 	pid, err := node.OnNode(within(t, 30*time.Second), "pgrep", "-o", "-f", "^"+program)
 	if err != nil {
 		t.Fatalf("finding the %s: %v", name, err)
@@ -79,7 +79,7 @@ func killProcess(t *testing.T, pid string) {
 func killContainer(t *testing.T, name string) {
 	t.Helper()
 	killProcess(t, findProcess(t, name))
-	kills[name]++
+	kills[on.containers[name]]++
 }
 
 // kills are how often these tests have killed which container of the product's
@@ -141,7 +141,7 @@ func outagesOver(n int) func(probe.Log) error {
 // driverPublishes is how many NodePublishVolume calls the driver has answered.
 func driverPublishes(t *testing.T) int {
 	t.Helper()
-	text, err := node.HTTP(within(t, 10*time.Second), "http://"+agentPod(t).Status.PodIP+":9809/metrics")
+	text, err := node.HTTP(within(t, 10*time.Second), "http://"+agentPod(t).Status.PodIP+on.driverHealth+"/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}

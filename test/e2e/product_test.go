@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"slices"
 	"strconv"
@@ -22,6 +23,7 @@ func TestProduct(t *testing.T) {
 		t.Skip("E2E_RIG_ONLY is set: the product was not built")
 	}
 	diagnoseOnFailure(t)
+	on = plain()
 	begun := time.Now()
 	manifests, err := os.ReadFile("testdata/product.yaml")
 	if err != nil {
@@ -32,10 +34,7 @@ func TestProduct(t *testing.T) {
 	}
 	agentPod(t)
 	t.Logf("applied -> Ready: %s", time.Since(begun).Round(time.Millisecond))
-	for _, part := range []struct {
-		name string
-		run  func(*testing.T)
-	}{
+	runParts(t, []part{
 		{"late", testLate},
 		{"known", testKnown},
 		{"kubelet restart", testKubeletRestart},
@@ -51,7 +50,20 @@ func TestProduct(t *testing.T) {
 		{"mutual TLS", testMutualTLS},
 		{"burst", testBurst},
 		{"nothing left", testNothingLeft},
-	} {
+	})
+	removePlain(t)
+}
+
+// part is one step of a test whose steps build on each other.
+type part struct {
+	name string
+	run  func(*testing.T)
+}
+
+// runParts stops at the first that fails.
+func runParts(t *testing.T, parts []part) {
+	t.Helper()
+	for _, part := range parts {
 		if !t.Run(part.name, func(t *testing.T) { part.run(t); noOtherRestarts(t) }) {
 			t.FailNow()
 		}
@@ -125,15 +137,15 @@ func testMutualTLS(t *testing.T) {
 // testKnown measures pods whose entry is there before them.
 func testKnown(t *testing.T) {
 	t.Helper()
-	namespace(t, "known", "web")
-	id := register(t, "known", "web")
+	namespace(t, on.workloads, "web")
+	id := register(t, on.workloads, "web")
 	count := 40
 	if testing.Short() {
 		count = 10
 	}
 	var svid, both []time.Duration
 	for i := range count {
-		pod := create(t, "known", probePod("web-"+strconv.Itoa(i), "web"))
+		pod := create(t, on.workloads, probePod("web-"+strconv.Itoa(i), "web"))
 		log := probeLog(t, pod, time.Minute, has("default", "ROOTCA"))
 		own, _ := log.First("default")
 		ca, _ := log.First("ROOTCA")
@@ -156,11 +168,28 @@ func testKnown(t *testing.T) {
 // pods are those that testKnown left running.
 func pods(t *testing.T) []cluster.Pod {
 	t.Helper()
-	all, err := node.Pods(within(t, 10*time.Second), "known", "app=probe")
+	all, err := node.Pods(within(t, 10*time.Second), on.workloads, "app=probe")
 	if err != nil {
 		t.Fatal(err)
 	}
 	return all
+}
+
+// removePlain makes room for another installation.
+func removePlain(t *testing.T) {
+	t.Helper()
+	ctx, product := within(t, 2*time.Minute), agentPod(t)
+	for _, path := range []string{"/apis/apps/v1/namespaces/" + on.namespace + "/daemonsets/spiffe-node", "/apis/storage.k8s.io/v1/csidrivers/csi.spiffe.io"} {
+		if err := node.API(ctx, http.MethodDelete, path, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := node.WaitGone(ctx, on.namespace, product.Metadata.Name, product.Metadata.UID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := node.OnNode(ctx, "rm", "-r", "/run/spiffe-node"); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // testNothingLeft deletes every pod with a volume, some one by one and the

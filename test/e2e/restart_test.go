@@ -84,7 +84,7 @@ func testDriverRestart(t *testing.T) {
 		t.Errorf("%d mounts before the driver was killed, %d after", len(before), len(after))
 	}
 	begun := time.Now()
-	pod := create(t, "known", probePod("after-driver-restart", "web"))
+	pod := create(t, on.workloads, probePod("after-driver-restart", "web"))
 	log := probeLog(t, pod, 90*time.Second, has("default"))
 	first, _ := log.First("default")
 	t.Logf("pod created right after the driver was killed has its identity after %s, %s after its start", first.Time.Sub(begun).Round(time.Millisecond), first.SinceStart)
@@ -96,14 +96,14 @@ func testDriverRestart(t *testing.T) {
 // testProductDeleted deletes a pod at the moment the product's pod is deleted.
 func testProductDeleted(t *testing.T) {
 	t.Helper()
-	pod := create(t, "known", probePod("orphan", "web"))
+	pod := create(t, on.workloads, probePod("orphan", "web"))
 	probeLog(t, pod, time.Minute, has("default"))
 	product := agentPod(t)
-	if err := node.DeletePod(within(t, 30*time.Second), system, product.Metadata.Name, -1); err != nil {
+	if err := node.DeletePod(within(t, 30*time.Second), on.namespace, product.Metadata.Name, -1); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("pod and product deleted together: pod gone after %s", remove(t, pod).Round(time.Millisecond))
-	if err := node.WaitGone(within(t, time.Minute), system, product.Metadata.Name, product.Metadata.UID); err != nil {
+	if err := node.WaitGone(within(t, time.Minute), on.namespace, product.Metadata.Name, product.Metadata.UID); err != nil {
 		t.Fatal(err)
 	}
 	newProductPod(t)
@@ -118,10 +118,10 @@ func testReplaced(t *testing.T) {
 	mounts := volumeMounts(t, "")
 	before := settled(t)
 	begun := time.Now()
-	if err := node.DeletePod(within(t, 30*time.Second), system, old.Metadata.Name, -1); err != nil {
+	if err := node.DeletePod(within(t, 30*time.Second), on.namespace, old.Metadata.Name, -1); err != nil {
 		t.Fatal(err)
 	}
-	if err := node.WaitGone(within(t, time.Minute), system, old.Metadata.Name, old.Metadata.UID); err != nil {
+	if err := node.WaitGone(within(t, time.Minute), on.namespace, old.Metadata.Name, old.Metadata.UID); err != nil {
 		t.Fatal(err)
 	}
 	newProductPod(t)

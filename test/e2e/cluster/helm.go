@@ -1,0 +1,17 @@
+package cluster
+
+import (
+	"context"
+	"os"
+	"os/exec"
+)
+
+// Helm runs helm as administrator and returns its standard output. It finds no
+// repositories: charts are directories.
+func (c *Cluster) Helm(ctx context.Context, args ...string) (string, error) {
+	home := c.cfg.path("helm")
+	cmd := exec.CommandContext(ctx, c.cfg.bin("helm"), args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.Kubeconfig(),
+		"HELM_CACHE_HOME="+home, "HELM_CONFIG_HOME="+home, "HELM_DATA_HOME="+home)
+	return output(cmd)
+}
