@@ -54,6 +54,9 @@ func (p *process) wire(ctx context.Context) (_ *parts, err error) {
 	if err := out.addRegistration(td, p); err != nil {
 		return nil, err
 	}
+	if err := out.addBundleMap(p); err != nil {
+		return nil, err
+	}
 	nodes, err := adminapi.NewNodes(adminapi.NodesConfig{
 		TrustDomain:        td,
 		Authority:          out.authority,
