@@ -162,10 +162,6 @@ func has(id string) func(*entry.Set) bool {
 	}
 }
 
-func lacks(id string) func(*entry.Set) bool {
-	return func(s *entry.Set) bool { return !has(id)(s) }
-}
-
 func heard(*entry.Set) bool { return true }
 
 func TestContract(t *testing.T) {

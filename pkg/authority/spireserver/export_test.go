@@ -54,7 +54,7 @@ func Listed(tb testing.TB, td spiffeid.TrustDomain, in []*typespb.Entry) (once, 
 		if err := c.addEntries(answer, in, nil); err != nil {
 			tb.Fatal(err)
 		}
-		once, twice = twice, nil
+		once = twice
 		twice, _ = c.ledger.apply(answer, time.Now())
 	}
 	return once, twice

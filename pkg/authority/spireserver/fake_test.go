@@ -385,7 +385,7 @@ func (f *fake) SyncAuthorizedEntries(stream entrypb.Entry_SyncAuthorizedEntriesS
 	for {
 		req, err := stream.Recv()
 		if err != nil {
-			return nil //nolint:nilerr // the client is done
+			return nil
 		}
 		f.edit(func() { f.wanted = append(f.wanted, req.GetIds()) })
 		res := &entrypb.SyncAuthorizedEntriesResponse{}

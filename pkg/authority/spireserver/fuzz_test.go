@@ -49,7 +49,9 @@ func FuzzBundle(f *testing.F) {
 func FuzzEntries(f *testing.F) {
 	f.Add(encoded(f, &entrypb.GetAuthorizedEntriesResponse{Entries: wireEntries(3)}))
 	f.Add(encoded(f, &entrypb.GetAuthorizedEntriesResponse{Entries: []*typespb.Entry{
-		{Id: "a"}, {}, wireEntry("b", func(e *typespb.Entry) { e.Selectors = []*typespb.Selector{nil, {}} }),
+		{Id: "a"},
+		{},
+		wireEntry("b", func(e *typespb.Entry) { e.Selectors = []*typespb.Selector{nil, {}} }),
 		wireEntry("c", func(e *typespb.Entry) { e.ExpiresAt, e.CreatedAt, e.RevisionNumber = 1<<62, -1<<62, -1 }),
 	}}))
 	f.Fuzz(func(t *testing.T, data []byte) {

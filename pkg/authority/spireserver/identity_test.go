@@ -35,7 +35,9 @@ func (f *fake) record(path string) *record {
 const tokenAgent = "/spire/agent/join_token/token-1"
 
 func TestRenewAgent(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.entries, f.agentTTL = wireEntries(1), 10*time.Minute
 		f.up(t)
 		c := run(t, f.config(t))
@@ -51,7 +53,9 @@ func TestRenewAgent(t *testing.T) {
 }
 
 func TestReattest(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.entries, f.agentTTL, f.reattestable = wireEntries(1), 10*time.Minute, true
 		f.up(t)
 		cfg := f.config(t)
@@ -81,7 +85,9 @@ func TestReattest(t *testing.T) {
 }
 
 func TestBanned(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.entries, f.reattestable = wireEntries(2), true
 		f.up(t)
 		cfg := f.config(t)
@@ -122,7 +128,9 @@ func TestBanned(t *testing.T) {
 }
 
 func TestJoinTokenIsUsedOnce(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		path := filepath.Join(t.TempDir(), "token")
 		must(os.WriteFile(path, []byte("token-1\n"), 0o600))
 		f.entries = wireEntries(1)
@@ -150,7 +158,9 @@ func TestJoinTokenIsUsedOnce(t *testing.T) {
 
 // The server is away for longer than the agent's SVID lives.
 func TestAwayPastTheAgentsLife(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.entries, f.agentTTL, f.reattestable = wireEntries(1), 10*time.Minute, true
 		f.up(t)
 		cfg := f.config(t)
@@ -187,7 +197,9 @@ func wantReadyWithin(t *testing.T, c *spireserver.Client, limit time.Duration) {
 }
 
 func TestServerComesBack(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.entries = wireEntries(1)
 		f.up(t)
 		c := run(t, f.config(t))
@@ -206,7 +218,9 @@ func TestServerComesBack(t *testing.T) {
 }
 
 func TestStateGoesOn(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.entries = wireEntries(2)
 		f.up(t)
 		cfg := f.config(t)
@@ -297,7 +311,7 @@ func TestStateThatIsNoUse(t *testing.T) {
 func TestStateNotOnADisk(t *testing.T) {
 	f := newFake()
 	cfg := f.config(t)
-	dir, err := os.MkdirTemp("/var/tmp", "spireserver-")
+	dir, err := os.MkdirTemp("/var/tmp", "spireserver-") //nolint:usetesting // not where TempDir is
 	must(err)
 	defer os.RemoveAll(dir)
 	cfg.StateDir = dir
@@ -336,7 +350,9 @@ func TestWhoTheServerMustBe(t *testing.T) {
 		"second address": {ok: true, edit: func(_ *fake, cfg *spireserver.Config) { cfg.Addresses = []string{"dead:1", "fake:1"} }},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T, f *fake) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake()
 				f.entries = wireEntries(1)
 				cfg := f.config(t)
 				tc.edit(f, &cfg)
@@ -357,7 +373,9 @@ func TestWhoTheServerMustBe(t *testing.T) {
 
 // A call that meets a renewal is answered all the same.
 func TestCallsAcrossRenewals(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.entries, f.agentTTL, f.reattestable = wireEntries(1), time.Minute, true
 		f.up(t)
 		cfg := f.config(t)

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -57,7 +58,9 @@ func signAll(t *testing.T, c *spireserver.Client, n int) map[string]error {
 }
 
 func TestBatches(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.entries = wireEntries(300)
 		f.up(t)
 		c := run(t, f.config(t))
@@ -87,7 +90,9 @@ func TestBatches(t *testing.T) {
 }
 
 func TestItemsFailForThemselves(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.entries = wireEntries(8)
 		f.sign = func(p *svidpb.NewX509SVIDParams) *svidpb.BatchNewX509SVIDResponse_Result {
 			switch p.GetEntryId() {
@@ -135,7 +140,9 @@ func TestItemsFailForThemselves(t *testing.T) {
 // Not signed because not authorized: gone at once if the server does not list
 // it any more, tried again if it does.
 func TestNotAuthorized(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.entries = wireEntries(3)
 		f.up(t)
 		c := run(t, f.config(t))
@@ -171,7 +178,9 @@ func TestNotAuthorized(t *testing.T) {
 }
 
 func TestMissingEntriesAreNotRenewed(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.entries = wireEntries(2)
 		f.up(t)
 		c := run(t, f.config(t))
@@ -189,7 +198,9 @@ func TestMissingEntriesAreNotRenewed(t *testing.T) {
 
 // A CA that rotates between bundle and signature.
 func TestSVIDNeverPrecedesItsRoot(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.entries = wireEntries(1)
 		f.up(t)
 		c := run(t, f.config(t))
@@ -219,7 +230,9 @@ func TestSVIDNeverPrecedesItsRoot(t *testing.T) {
 }
 
 func TestTaintsAndFederation(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.entries = []*typespb.Entry{
 			wireEntry("a", func(e *typespb.Entry) { e.FederatesWith = []string{"b.org", "c.org", "gone.org", "bad.org"} }),
 			wireEntry("b", func(e *typespb.Entry) { e.FederatesWith = []string{"b.org", td.Name()} }),
@@ -267,7 +280,9 @@ func TestTaintsAndFederation(t *testing.T) {
 }
 
 func TestNotReady(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		c := run(t, f.config(t))
 		if _, err := c.SignX509(t.Context(), request("a")); !errors.Is(err, authority.ErrNotReady) {
 			t.Errorf("not attested: %v", err)

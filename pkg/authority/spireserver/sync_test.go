@@ -16,17 +16,6 @@ import (
 	"github.com/spiffe-node/spiffe-node/pkg/entry"
 )
 
-// bubble runs a test against a fake server in a bubble, whose time costs
-// nothing.
-func bubble(t *testing.T, test func(t *testing.T, f *fake)) {
-	t.Helper()
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		f := newFake()
-		test(t, f)
-	})
-}
-
 // pass lets time go by and everything settle.
 func pass(d time.Duration) {
 	time.Sleep(d)
@@ -53,7 +42,9 @@ func now(t *testing.T, c *spireserver.Client) string {
 }
 
 func TestFirstContact(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.entries = wireEntries(2)
 		f.up(t)
 		c := run(t, f.config(t))
@@ -77,7 +68,9 @@ func TestFirstContact(t *testing.T) {
 }
 
 func TestSparseSync(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.entries, f.pageSize = wireEntries(10), 3
 		f.up(t)
 		cfg := f.config(t)
@@ -115,7 +108,9 @@ func TestSparseSync(t *testing.T) {
 }
 
 func TestNoSyncAuthorizedEntries(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.entries, f.noSync = wireEntries(3), true
 		f.up(t)
 		c := run(t, f.config(t))
@@ -145,7 +140,9 @@ func TestProtocolErrorsChangeNothing(t *testing.T) {
 		"ends in the middle again": {{Entries: wireEntries(1), More: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T, f *fake) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake()
 				f.entries = wireEntries(2)
 				f.up(t)
 				c := run(t, f.config(t))
@@ -179,7 +176,9 @@ func TestProtocolErrorsChangeNothing(t *testing.T) {
 }
 
 func TestEntriesThatMakeNoSense(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.entries = []*typespb.Entry{
 			wireEntry("good"), wireEntry("good"), // twice
 			wireEntry(""),
@@ -201,7 +200,9 @@ func TestEntriesThatMakeNoSense(t *testing.T) {
 }
 
 func TestOmissionIsConfirmed(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.entries = wireEntries(2)
 		f.up(t)
 		c := run(t, f.config(t))
@@ -236,7 +237,9 @@ func TestOmissionIsConfirmed(t *testing.T) {
 }
 
 func TestOmissionIsNotAnOutage(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.entries = wireEntries(2)
 		f.up(t)
 		c := run(t, f.config(t))
@@ -252,7 +255,9 @@ func TestOmissionIsNotAnOutage(t *testing.T) {
 }
 
 func TestWithdrawAtOnce(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.entries = wireEntries(2)
 		f.up(t)
 		cfg := f.config(t)
@@ -268,7 +273,9 @@ func TestWithdrawAtOnce(t *testing.T) {
 }
 
 func TestHurry(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.up(t)
 		c := run(t, f.config(t))
 		pass(time.Second)

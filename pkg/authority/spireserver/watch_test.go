@@ -3,6 +3,7 @@ package spireserver_test
 import (
 	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -56,7 +57,9 @@ func (p *pusher) whole(version string, entries ...*typespb.Entry) *watchpb.Watch
 }
 
 func TestPushed(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		p := newPusher(f)
 		f.up(t)
 		c := run(t, f.config(t))
@@ -120,7 +123,9 @@ func TestPushedNonsense(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T, f *fake) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake()
 				p := newPusher(f)
 				f.up(t)
 				c := run(t, f.config(t))
@@ -144,7 +149,9 @@ func TestPushedNonsense(t *testing.T) {
 		})
 	}
 	t.Run("change before the whole", func(t *testing.T) {
-		bubble(t, func(t *testing.T, f *fake) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			f := newFake()
 			p := newPusher(f)
 			f.up(t)
 			c := run(t, f.config(t))
@@ -158,7 +165,9 @@ func TestPushedNonsense(t *testing.T) {
 }
 
 func TestPushedDenials(t *testing.T) {
-	bubble(t, func(t *testing.T, f *fake) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
 		f.reattestable = true
 		p := newPusher(f)
 		f.up(t)
