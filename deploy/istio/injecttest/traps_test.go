@@ -3,6 +3,7 @@ package injecttest_test
 import (
 	"encoding/json"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -74,5 +75,29 @@ func TestWithoutRetainKeys(t *testing.T) {
 	}
 	if sources(t, pod.Spec.Volumes[0]) != 2 {
 		t.Errorf("one source without $retainKeys: this trap is gone: %s", merged)
+	}
+}
+
+// TestLabelsAtTheTop shows that labels outside metadata are lost.
+func TestLabelsAtTheTop(t *testing.T) {
+	merged, err := inject.StrategicMergePatchYAML([]byte(`{"metadata":{"labels":{"a":"b"}}}`), []byte("labels: {c: d}\n"), corev1.Pod{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pod corev1.Pod
+	if err := json.Unmarshal(merged, &pod); err != nil {
+		t.Fatal(err)
+	}
+	if pod.Labels["c"] != "" {
+		t.Errorf("the label arrives: this trap is gone: %s", merged)
+	}
+}
+
+// TestOrder: templates in the other order do no harm in this version of Istio.
+func TestOrder(t *testing.T) {
+	in := injectionOf(t, "helm")
+	workload := strings.Replace(read(t, filepath.Join(dir, "sample-workload.yaml")), "sidecar,spire", "spire,sidecar", 1)
+	for _, native := range []bool{false, true} {
+		check(t, in.pod(t, workload, native), "istio-proxy")
 	}
 }
