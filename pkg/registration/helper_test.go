@@ -102,6 +102,7 @@ func (f *fakeAuthority) CreateEntries(_ context.Context, in ...*entry.Entry) []e
 	defer f.mu.Unlock()
 	out := make([]embedded.Result, len(in))
 	var added []*entry.Entry
+	batch := make(map[string]*entry.Entry)
 	for i, e := range in {
 		if f.fail != nil {
 			out[i].Err = f.fail
@@ -111,7 +112,12 @@ func (f *fakeAuthority) CreateEntries(_ context.Context, in ...*entry.Entry) []e
 			out[i].Err = err
 			continue
 		}
-		if same, ok := f.set.With(added, nil).Similar(e); ok {
+		if same, ok := f.set.Similar(e); ok {
+			out[i].Err = &embedded.SimilarError{Stored: same}
+			continue
+		}
+		key := e.SPIFFEID.String() + " " + e.ParentID.String() + " " + e.Selectors.Key()
+		if same, ok := batch[key]; ok {
 			out[i].Err = &embedded.SimilarError{Stored: same}
 			continue
 		}
@@ -124,7 +130,7 @@ func (f *fakeAuthority) CreateEntries(_ context.Context, in ...*entry.Entry) []e
 			f.n++
 			e.ID = fmt.Sprintf("manual-%d", f.n)
 		}
-		added = append(added, e)
+		added, batch[key] = append(added, e), e
 		out[i].Entry = e
 		f.writes["create"]++
 	}
