@@ -21,6 +21,8 @@ type Image struct {
 	// Dirs are empty directories with their modes.
 	Dirs       map[string]int64
 	Entrypoint string
+	// WorkingDir is / if it is empty.
+	WorkingDir string
 	User       string
 	Env        []string
 	Ports      []string
@@ -60,6 +62,7 @@ func Images() []Image {
 			},
 			Dirs:       map[string]int64{"/tmp": 0o1777},
 			Entrypoint: "/authority",
+			WorkingDir: "/opt/spire", // Istio's guide runs ./bin/spire-server
 			User:       "1000:1000",
 			Env:        []string{"SPIRE_SERVER_PRIVATE_SOCKET=" + adminSocket},
 			Ports:      []string{"8081/tcp", "8080/tcp"},

@@ -107,7 +107,7 @@ func build(img Image, p Platform, o options) (v1.Image, error) {
 	file.Config = v1.Config{
 		Entrypoint: []string{img.Entrypoint},
 		User:       img.User,
-		WorkingDir: "/",
+		WorkingDir: cmp.Or(img.WorkingDir, "/"),
 		Env:        append([]string{"PATH=/:/opt/spire/bin"}, img.Env...),
 		Labels: map[string]string{
 			"org.opencontainers.image.title":       img.Name,
