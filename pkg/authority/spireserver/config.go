@@ -71,6 +71,8 @@ const (
 	probeEvery = time.Second
 	// bannedRetry is the pause before a banned agent asks again.
 	bannedRetry = 5 * time.Minute
+	// tokenPoll is how often a used join token is compared with its file.
+	tokenPoll = 2 * time.Second
 	// federatedEvery is how often the bundles of foreign trust domains are
 	// asked for while polling.
 	federatedEvery = 15 * time.Second

@@ -179,21 +179,26 @@ func (c *Client) stepFailed(ctx context.Context, id *nodeSVID, how string, err e
 		isBanned = true // and there is no other way in
 	}
 	wait := pause(failures)
-	level := slog.LevelWarn
 	switch r := deniedReason(err); {
+	case errors.Is(err, ErrNothingNew):
+		wait = around(tokenPoll) // nobody is asked but the file
 	case isBanned:
-		wait, level = around(bannedRetry), slog.LevelError
-		c.ban()
+		wait = around(bannedRetry)
 	case r != none && id != nil:
 		c.reject(id, r) // renewing is no use; attest instead
 		wait = 0
 	case unreachable(err) && !handshakeFailed(err):
 		wait = around(probeEvery)
-	case errors.Is(err, ErrNothingNew), status.Code(err) == codes.PermissionDenied, status.Code(err) == codes.InvalidArgument:
-		level = slog.LevelError
 	}
-	if failures > 0 && failures%10 != 0 && !isBanned {
+	if isBanned {
+		c.ban()
+	}
+	level := slog.LevelWarn
+	switch {
+	case failures > 0 && failures%100 != 0: // said before
 		level = slog.LevelDebug
+	case isBanned, errors.Is(err, ErrNothingNew), status.Code(err) == codes.PermissionDenied, status.Code(err) == codes.InvalidArgument:
+		level = slog.LevelError
 	}
 	serves := "until they expire"
 	if id == nil {
