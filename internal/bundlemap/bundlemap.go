@@ -6,7 +6,8 @@
 // Publisher writes when the bundle changes or when somebody else has changed or
 // deleted what it wrote, and at no other time. Only its own keys are touched.
 // An API server that is away delays the ConfigMap and nothing else: signing
-// does not wait for it.
+// does not wait for it. A ConfigMap made here is owned by the authority's
+// service account, so uninstalling leaves none.
 //
 // # Threats
 //
@@ -66,8 +67,11 @@ type ConfigMaps interface {
 // DefaultName is the ConfigMap that charts and command lines know.
 const DefaultName = "spire-bundle"
 
-// namespaceFile says in which namespace this pod runs.
-const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+// Where Kubernetes says in which namespace this pod runs, and as whom.
+const (
+	namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+	tokenFile     = "/var/run/secrets/kubernetes.io/serviceaccount/token" //nolint:gosec // a path
+)
 
 // Config says what is published where.
 type Config struct {
@@ -79,6 +83,9 @@ type Config struct {
 	Name string
 	// ConfigMaps of a namespace, instead of Client and Namespace.
 	ConfigMaps ConfigMaps
+	// TokenPath is this pod's service account token, whose account owns the
+	// ConfigMap: it goes when the account goes. Empty = where Kubernetes has it.
+	TokenPath string
 	// Bundles gives the newest bundles, after waiting until they are newer than
 	// after; required. It is authority.Authority's method.
 	Bundles func(ctx context.Context, after uint64) (*authority.BundleSet, error)
@@ -98,6 +105,7 @@ func New(c Config) (*Publisher, error) {
 		return nil, errors.New("bundlemap: Config.Bundles is missing")
 	}
 	c.Name = cmp.Or(c.Name, DefaultName)
+	c.TokenPath = cmp.Or(c.TokenPath, tokenFile)
 	if c.ConfigMaps == nil {
 		maps, err := connect(c.Client, c.Namespace)
 		if err != nil {
@@ -210,7 +218,7 @@ func (p *Publisher) ensure(ctx context.Context, want map[string]string) error {
 	switch {
 	case apierrors.IsNotFound(err):
 		m := &corev1.ConfigMap{
-			ObjectMeta: metav1.ObjectMeta{Name: p.cfg.Name, Labels: map[string]string{"app.kubernetes.io/part-of": "spiffe-node"}},
+			ObjectMeta: metav1.ObjectMeta{Name: p.cfg.Name, Labels: map[string]string{"app.kubernetes.io/part-of": "spiffe-node"}, OwnerReferences: p.owners()},
 			Data:       want,
 		}
 		if _, err = p.cfg.ConfigMaps.Create(ctx, m, metav1.CreateOptions{}); err != nil {
