@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -33,6 +34,10 @@ const (
 	// drain is how long streams have to end by themselves after GOAWAY. They
 	// never do: clients keep theirs open. It lets answers under way out.
 	drain = 250 * time.Millisecond
+	// trimAfter is how many connections have to come or go for memory to be
+	// given back, and trimPause how often it is looked whether they have.
+	trimAfter = 100
+	trimPause = time.Second
 )
 
 // public is the server on the socket that pods mount.
@@ -146,6 +151,11 @@ func recovered(log *slog.Logger, method string, err *error) {
 // run serves until ctx ends. The name in the directory goes first, so that
 // clients sent away meet the successor, if there is one.
 func (p *public) run(ctx context.Context) error {
+	var trimming sync.WaitGroup
+	defer trimming.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	trimming.Go(func() { p.trim(ctx) })
 	served := make(chan error, 1)
 	go func() { served <- p.grpc.Serve(p.listener) }()
 	select {
@@ -158,6 +168,28 @@ func (p *public) run(ctx context.Context) error {
 	p.grpc.GracefulStop()
 	stop.Stop()
 	return errors.Join(err, <-served)
+}
+
+// trim gives memory back to the system when many connections have come or gone
+// and it is quiet again. Opening them leaves garbage that the runtime would
+// keep for the next burst; here that is the next rollout, hours away. It costs
+// one collection per burst; a lower GOGC would cost several during it.
+func (p *public) trim(ctx context.Context) {
+	tick := time.NewTicker(trimPause)
+	defer tick.Stop()
+	for trimmed, last := 0, 0; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		n := p.listener.Len()
+		if n == last && max(n-trimmed, trimmed-n) >= trimAfter {
+			debug.FreeOSMemory()
+			trimmed = n
+		}
+		last = n
+	}
 }
 
 // healthService answers grpc.health.v1 on the public socket, for clients that

@@ -120,6 +120,13 @@ func (l *Listener) Mode() string { return l.mode }
 // Addr is the address of the socket.
 func (l *Listener) Addr() net.Addr { return l.l.Addr() }
 
+// Len is the number of open connections, those being bound included.
+func (l *Listener) Len() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.conns)
+}
+
 // Connections are the peers of all open connections, those being bound
 // included, oldest first.
 func (l *Listener) Connections() []*Peer {

@@ -122,9 +122,13 @@ func runStreams(ctx context.Context, o *options, r *Report) error {
 		return err
 	}
 	f := &fleet{o: o, r: r, names: o.names}
-	ctx, cancel := context.WithCancel(ctx)
+	// An Envoy's streams have no deadline, which would cost the server a timer
+	// and a kilobyte per stream.
+	whole := ctx
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer context.AfterFunc(whole, func() { cancel(context.Cause(whole)) })()
 	defer f.close()
-	defer cancel()
+	defer cancel(nil)
 	opening := time.Now()
 	if err := f.open(ctx); err != nil {
 		return err
