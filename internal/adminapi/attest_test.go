@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,6 +23,7 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/agentpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/entrypb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/typespb"
+	"github.com/spiffe-node/spiffe-node/pkg/authority/embedded"
 	"github.com/spiffe-node/spiffe-node/pkg/authority/nodeattest/jointoken"
 )
 
@@ -323,29 +325,62 @@ func (l locked) Write(p []byte) (int, error) {
 	return l.w.Write(p)
 }
 
-// FuzzAttestation sends any first message and any answer.
-func FuzzAttestation(f *testing.F) {
-	f.Add("join_token", []byte("t"), []byte("csr"), []byte(nil))
-	f.Add("knock", []byte("n"), []byte{0x30, 0x82}, []byte("who is there?"))
-	f.Add("", []byte{}, []byte{}, []byte{})
-	f.Fuzz(func(t *testing.T, kind string, payload, csr, answer []byte) {
-		s := fuzzServer(t)
-		conn := dial(t, s.address)
-		err := converse(t, conn, params(strings.ToValidUTF8(kind, ""), string(payload), csr),
-			&agentpb.AttestAgentRequest{Step: &agentpb.AttestAgentRequest_ChallengeResponse{ChallengeResponse: answer}})
-		if err == nil || errors.Is(err, io.EOF) && len(csr) < 50 {
-			t.Errorf("ended with %v", err)
-		}
-	})
+// talk is an agent that says what it is told to.
+type talk struct {
+	grpc.ServerStream
+	ctx      context.Context
+	messages []*agentpb.AttestAgentRequest
+	result   *agentpb.AttestAgentResponse_Result
 }
 
-// fuzzServer attests on a socket: one per input, without TLS.
-func fuzzServer(t *testing.T) *server {
-	t.Helper()
-	a := openAuthority(t)
+func (s *talk) Context() context.Context { return s.ctx }
+
+func (s *talk) Recv() (*agentpb.AttestAgentRequest, error) {
+	if len(s.messages) == 0 {
+		return nil, io.EOF
+	}
+	m := s.messages[0]
+	s.messages = s.messages[1:]
+	return m, nil
+}
+
+func (s *talk) Send(r *agentpb.AttestAgentResponse) error {
+	s.result = r.GetResult()
+	return nil
+}
+
+// FuzzAttestation sends any first message and any answer: an agent gets in with
+// an SVID and a record, or not at all.
+func FuzzAttestation(f *testing.F) {
+	_, csr := keyAndCSR(f)
+	f.Add("join_token", []byte("t"), csr, []byte(nil))
+	f.Add("knock", []byte("n"), csr, []byte("who is there?"))
+	f.Add("knock", []byte("a/b"), csr, []byte("who is there?"))
+	f.Add("", []byte{}, []byte{}, []byte{})
+	a, err := embedded.Open(embedded.Config{TrustDomain: td, StatePath: filepath.Join(f.TempDir(), "state", "authority.db")})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { _ = a.Close() })
 	n, err := adminapi.NewNodes(adminapi.NodesConfig{TrustDomain: td, Authority: a, Attestors: []adminapi.NodeAttestor{jointoken.New(td, a), knock{}}})
 	if err != nil {
-		t.Fatal(err)
+		f.Fatal(err)
 	}
-	return &server{Authority: a, nodes: n, address: start(t, adminapi.Config{Authority: a, Nodes: n, Logger: slog.New(slog.DiscardHandler)})}
+	f.Fuzz(func(t *testing.T, kind string, payload, csr, answer []byte) {
+		if string(payload) == "panic" {
+			t.Skip("recovered a layer above")
+		}
+		s := &talk{ctx: t.Context(), messages: []*agentpb.AttestAgentRequest{
+			params(kind, string(payload), csr), {Step: &agentpb.AttestAgentRequest_ChallengeResponse{ChallengeResponse: answer}},
+		}}
+		err := n.AttestOver(s)
+		if (err == nil) != (s.result != nil) {
+			t.Fatalf("result %v, error %v", s.result, err)
+		}
+		if err == nil {
+			if _, err := a.Agent(spiffeid.RequireFromPath(td, s.result.GetSvid().GetId().GetPath())); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 }

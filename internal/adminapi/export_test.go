@@ -4,8 +4,10 @@ import (
 	"context"
 	"net/netip"
 
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/spiffe-node/spiffe-node/internal/spirewire/agentpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/entrypb"
 	"github.com/spiffe-node/spiffe-node/pkg/entry"
 )
@@ -63,4 +65,9 @@ func (n *Nodes) Views() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return len(n.views)
+}
+
+// AttestOver is AttestAgent over any stream.
+func (n *Nodes) AttestOver(s grpc.BidiStreamingServer[agentpb.AttestAgentRequest, agentpb.AttestAgentResponse]) error {
+	return (&nodeAgents{agentService{td: n.cfg.TrustDomain, store: n.cfg.Authority}, n}).AttestAgent(s)
 }

@@ -132,15 +132,15 @@ type identity struct {
 	key   crypto.Signer
 }
 
-func keyAndCSR(t *testing.T) (crypto.Signer, []byte) {
-	t.Helper()
+func keyAndCSR(tb testing.TB) (crypto.Signer, []byte) {
+	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return key, der
 }
