@@ -117,16 +117,16 @@ func (c Config) check() (*settings, error) {
 	s := &settings{Config: c}
 	var errs []error
 	if c.Client == nil {
-		errs = append(errs, errors.New("Client is required"))
+		errs = append(errs, errors.New("missing Client"))
 	}
 	if c.Authority == nil {
-		errs = append(errs, errors.New("Authority is required"))
+		errs = append(errs, errors.New("missing Authority"))
 	}
 	if c.TrustDomain.IsZero() {
-		errs = append(errs, errors.New("TrustDomain is required"))
+		errs = append(errs, errors.New("missing TrustDomain"))
 	}
 	if c.ClusterName == "" {
-		errs = append(errs, errors.New("ClusterName is required"))
+		errs = append(errs, errors.New("missing ClusterName"))
 	}
 	if c.StatusInterval < 0 {
 		errs = append(errs, fmt.Errorf("StatusInterval %s is negative", c.StatusInterval))

@@ -160,10 +160,7 @@ func (x *engine) retryFederation() {
 }
 
 // touch says that a resource's status may have changed.
-func (x *engine) touch(s *source) {
-	x.statusDirty[s] = true
-	x.resourcesDirty = true
-}
+func (x *engine) touch(s *source) { x.statusDirty[s] = true }
 
 // dropSource forgets what is kept per resource.
 func (x *engine) dropSource(s *source) {

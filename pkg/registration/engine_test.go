@@ -105,7 +105,9 @@ func TestFieldsKeepTheEntry(t *testing.T) {
 		func() { c.Spec.SPIFFEIDTemplate = "spiffe://example.org/{{ .PodMeta.Labels.app }}" },
 		func() { c.Spec.WorkloadSelectorTemplates = []string{"k8s:ns:{{ .PodMeta.Namespace }}"} },
 		func() { c.Spec.TTL, c.Spec.JWTTTL, c.Spec.Hint, c.Spec.Admin = "90m", "1m30.5s", "h", true },
-		func() { c.Spec.DNSNameTemplates, c.Spec.Downstream = []string{"{{ .PodMeta.Name }}.example", "{{ .PodMeta.Name }}.example"}, true },
+		func() {
+			c.Spec.DNSNameTemplates, c.Spec.Downstream = []string{"{{ .PodMeta.Name }}.example", "{{ .PodMeta.Name }}.example"}, true
+		},
 		func() { c.Spec.Fallback = true },
 	} {
 		edit()

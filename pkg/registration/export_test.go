@@ -80,6 +80,7 @@ func (e *Engine) SetStatic(c *v1alpha1.ClusterStaticEntry) { e.x.setStatic(c.Dee
 func (e *Engine) DeleteSPIFFEID(name string)               { e.x.deleteResource(kindSPIFFEID, name) }
 func (e *Engine) DeleteStatic(name string)                 { e.x.deleteResource(kindStatic, name) }
 func (e *Engine) DeleteFederated(name string)              { e.x.deleteResource(kindFederated, name) }
+
 func (e *Engine) SetFederated(c *v1alpha1.ClusterFederatedTrustDomain) {
 	e.x.setFederated(c.DeepCopy())
 }

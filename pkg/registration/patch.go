@@ -3,6 +3,7 @@ package registration
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -94,7 +95,7 @@ func (p *patcher) send(ctx context.Context, w *wanted) error {
 	case err == nil, apierrors.IsNotFound(err), apierrors.IsConflict(err):
 		// Gone, or another of the same name by now: its own event follows.
 		return nil
-	case ctx.Err() == nil || ctx.Err() == context.DeadlineExceeded: //nolint:errorlint // set by this very context
+	case !errors.Is(ctx.Err(), context.Canceled):
 		p.log.Warn("cannot write status; trying again", slog.String("kind", w.kind), slog.String("name", w.name), slog.Any("error", err))
 	}
 	return err

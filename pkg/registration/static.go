@@ -89,6 +89,7 @@ func (x *engine) notOurs(kind, name string, uid types.UID, class string) {
 	said := x.otherClass[key]
 	x.deleteResource(kind, name)
 	x.byName[key], x.otherClass[key] = uid, class
+	x.resourcesDirty = true
 	if said == class {
 		return
 	}
@@ -106,4 +107,5 @@ func (x *engine) accept(s *source, err error) {
 			slog.Bool("last_valid_in_force", s.valid > 0), slog.String("error", oneLine(err)))
 	}
 	s.refused = err
+	x.resourcesDirty = true
 }

@@ -125,7 +125,10 @@ func parseParentTemplate(text string) (*textTemplate, error) {
 	c.PodMeta, c.PodSpec = nil, nil
 	tt := &textTemplate{field: "parentIDTemplate", t: t}
 	s, err := tt.render(c)
-	if err != nil {
+	switch {
+	case errors.Is(err, errNoValue):
+		return tt, nil // real nodes may have the label
+	case err != nil:
 		return nil, err
 	}
 	if _, err := spiffeid.FromString(s); err != nil {
