@@ -262,7 +262,7 @@ func (s *nodeAgents) RenewAgent(ctx context.Context, req *agentpb.RenewAgentRequ
 	}
 	_, err = store.UpdateAgent(ctx, c.id, func(a *embedded.Agent) error {
 		// Banned, or attested anew, while this was signed.
-		if a.Banned || a.Serial != c.serial() {
+		if a.Banned || !promote(a, c.serial()) {
 			return errAgent(agentpb.Agent_RenewAgent_FullMethodName, typespb.PermissionDeniedDetails_AGENT_NOT_ACTIVE)
 		}
 		a.NewSerial, a.NewExpiresAt = serial, issued.NotAfter

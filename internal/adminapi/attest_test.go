@@ -247,6 +247,48 @@ func TestRenewalHasTwoPhases(t *testing.T) {
 	}
 }
 
+// fullDisk records nothing while it is full.
+type fullDisk struct {
+	*embedded.Authority
+	full atomic.Bool
+}
+
+func (d *fullDisk) UpdateAgent(ctx context.Context, id spiffeid.ID, edit func(*embedded.Agent) error) (*embedded.Agent, error) {
+	return d.Authority.UpdateAgent(ctx, id, func(a *embedded.Agent) error {
+		if err := edit(a); err != nil || !d.full.Load() {
+			return err
+		}
+		return errors.New("disk is full")
+	})
+}
+
+// A full disk locks no agent out: a renewed SVID counts though its use cannot be
+// recorded.
+func TestRenewalOnAFullDisk(t *testing.T) {
+	disk := &fullDisk{}
+	s := serve(t, func(s *settings) { s.disk = disk })
+	first := s.joined(t, "a")
+	key, csr := keyAndCSR(t)
+	renew := &agentpb.RenewAgentRequest{Params: &agentpb.AgentX509SVIDParams{Csr: csr}}
+	resp, err := agentpb.NewAgentClient(s.dial(t, first)).RenewAgent(t.Context(), renew)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := identity{first.id, resp.GetSvid().GetCertChain(), key}
+	disk.full.Store(true)
+	for _, as := range []identity{second, first, second} {
+		if _, err := entrypb.NewEntryClient(s.dial(t, as)).GetAuthorizedEntries(t.Context(), &entrypb.GetAuthorizedEntriesRequest{}); err != nil {
+			t.Error(err)
+		}
+	}
+	_, err = agentpb.NewAgentClient(s.dial(t, second)).RenewAgent(t.Context(), renew)
+	want{int32(codes.Internal), "failed to record agent: disk is full"}.checkError(t, err)
+	disk.full.Store(false)
+	if _, err = agentpb.NewAgentClient(s.dial(t, second)).RenewAgent(t.Context(), renew); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestRenewalRefusals(t *testing.T) {
 	s := serve(t)
 	_, csr := keyAndCSR(t)

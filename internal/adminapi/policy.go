@@ -177,11 +177,7 @@ func (n *Nodes) checkAgent(ctx context.Context, method string, c *caller) (*embe
 		return agent, nil
 	}
 	promoted, err := n.cfg.Authority.UpdateAgent(ctx, c.id, func(a *embedded.Agent) error {
-		switch c.serial() {
-		case a.Serial: // another call was faster
-		case a.NewSerial:
-			a.Serial, a.ExpiresAt, a.NewSerial, a.NewExpiresAt = a.NewSerial, a.NewExpiresAt, "", time.Time{}
-		default:
+		if !promote(a, c.serial()) {
 			return errAgent(method, typespb.PermissionDeniedDetails_AGENT_NOT_ACTIVE)
 		}
 		return nil
@@ -196,6 +192,19 @@ func (n *Nodes) checkAgent(ctx context.Context, method string, c *caller) (*embe
 	// SVID is in use, both count.
 	n.cfg.Logger.ErrorContext(ctx, "the renewal of an agent's SVID could not be recorded", slog.String("agent_id", c.id.String()), slog.Any("error", err))
 	return agent, nil
+}
+
+// promote makes the SVID that is in use the current one; false if it is neither
+// that nor the renewed one.
+func promote(a *embedded.Agent, serial string) bool {
+	switch serial {
+	case a.Serial: // or another call was faster
+		return true
+	case a.NewSerial:
+		a.Serial, a.ExpiresAt, a.NewSerial, a.NewExpiresAt = a.NewSerial, a.NewExpiresAt, "", time.Time{}
+		return true
+	}
+	return false
 }
 
 // standing is the record of an agent, or why its SVID does not count.

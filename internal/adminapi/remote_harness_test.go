@@ -73,6 +73,7 @@ type settings struct {
 	embedded embedded.Config
 	nodes    adminapi.NodesConfig
 	remote   adminapi.RemoteConfig
+	disk     *fullDisk // between the services and the authority, if set
 }
 
 func serve(t *testing.T, edit ...func(*settings)) *server {
@@ -96,6 +97,10 @@ func serve(t *testing.T, edit ...func(*settings)) *server {
 		}
 	})
 	s.nodes.Authority, s.remote.Authority = a, a
+	if s.disk != nil {
+		s.disk.Authority = a
+		s.nodes.Authority = s.disk
+	}
 	s.nodes.Attestors = append(s.nodes.Attestors, jointoken.New(td, a), knock{})
 	out := &server{Authority: a}
 	if out.nodes, err = adminapi.NewNodes(s.nodes); err != nil {
