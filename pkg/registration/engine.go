@@ -2,6 +2,8 @@ package registration
 
 import (
 	"context"
+	"log/slog"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -116,7 +118,7 @@ func (x *engine) loop(ctx context.Context) {
 func (x *engine) step(ctx context.Context) time.Duration {
 	events := x.take()
 	for _, ev := range events {
-		ev.do()
+		x.handle(ev)
 	}
 	if !x.started {
 		return time.Hour
@@ -149,6 +151,17 @@ func (x *engine) step(ctx context.Context) time.Duration {
 		return time.Hour
 	}
 	return max(time.Until(next), time.Millisecond)
+}
+
+// handle handles one event. A fault in it must not end the authority: that one
+// object is left as it was.
+func (x *engine) handle(ev event) {
+	defer func() {
+		if p := recover(); p != nil {
+			x.Logger.Error("registration: fault while handling an event; please report it", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+		}
+	}()
+	ev.do()
 }
 
 const federationPause = 5 * time.Second
