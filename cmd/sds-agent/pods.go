@@ -33,10 +33,10 @@ func (n *node) openPods(cfg *config.Agent, reg prometheus.Registerer) (err error
 		Logger:  n.log,
 		Metrics: podinfo.NewMetrics(reg),
 	}
-	if dir := cfg.Identity.StateDirectory; dir != "" {
+	if n.stateDir != "" {
 		// The identities' state has made the directory and checked that it is a
 		// private one in memory.
-		pods.StateFile = filepath.Join(dir, "pods.json")
+		pods.StateFile = filepath.Join(n.stateDir, "pods.json")
 	}
 	source, err := podFacts(k.Pods, &pods)
 	if err != nil {

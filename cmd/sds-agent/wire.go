@@ -41,6 +41,7 @@ type node struct {
 	pods      *podinfo.Source // likewise
 	attestor  *attest.Attestor
 	manager   *svid.Manager
+	stateDir  string // where restart state is kept; empty: nowhere
 	socket    *sockdir.Socket
 	public    *public
 	admin     *adminapi.Server
@@ -106,6 +107,7 @@ func (a *agent) wire(ctx context.Context) (_ *node, err error) {
 	if err != nil {
 		return nil, err
 	}
+	n.stateDir = identities.StateDir
 	if err := n.buildAttestor(cfg, a.metrics); err != nil {
 		return nil, err
 	}
