@@ -16,7 +16,6 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
-	"github.com/spiffe-node/spiffe-node/internal/spirewire"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/agentpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/typespb"
 )
@@ -139,7 +138,7 @@ func (a *app) agentShowCommand() *cobra.Command {
 			return err
 		}
 		return a.connect(func(conn grpc.ClientConnInterface) error {
-			agent, err := agentpb.NewAgentClient(conn).GetAgent(ctx, &agentpb.GetAgentRequest{Id: spirewire.IDToWire(parsed)})
+			agent, err := agentpb.NewAgentClient(conn).GetAgent(ctx, &agentpb.GetAgentRequest{Id: idToWire(parsed)})
 			if err != nil {
 				return err
 			}
@@ -250,7 +249,7 @@ func (a *app) agentChange(use, short, done string, change func(context.Context, 
 			return err
 		}
 		return a.connect(func(conn grpc.ClientConnInterface) error {
-			resp, err := change(ctx, agentpb.NewAgentClient(conn), spirewire.IDToWire(parsed))
+			resp, err := change(ctx, agentpb.NewAgentClient(conn), idToWire(parsed))
 			if err != nil {
 				return err
 			}

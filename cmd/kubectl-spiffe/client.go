@@ -8,12 +8,10 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
-
-	"github.com/spiffe-node/spiffe-node/internal/spirewire"
 )
 
 const (
-	defaultSocket     = spirewire.DefaultAdminSocket
+	defaultSocket     = "/run/spiffe-node/admin/api.sock"
 	envSocket         = "SPIRE_SERVER_PRIVATE_SOCKET"
 	envSocketTemplate = "SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE"
 )

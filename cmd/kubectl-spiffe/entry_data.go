@@ -9,7 +9,6 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/spiffe-node/spiffe-node/internal/spirewire"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/typespb"
 )
 
@@ -87,8 +86,8 @@ func (in *RegistrationEntry) wire() (*typespb.Entry, error) {
 	}
 	e := &typespb.Entry{
 		Id:            in.EntryID,
-		SpiffeId:      spirewire.IDToWire(id),
-		ParentId:      spirewire.IDToWire(parent),
+		SpiffeId:      idToWire(id),
+		ParentId:      idToWire(parent),
 		X509SvidTtl:   in.X509SVIDTTL,
 		JwtSvidTtl:    in.JWTSVIDTTL,
 		FederatesWith: in.FederatesWith,

@@ -8,7 +8,6 @@ import (
 	"github.com/spf13/pflag"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/spiffe-node/spiffe-node/internal/spirewire"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/typespb"
 )
 
@@ -88,8 +87,8 @@ func (f *entryFlags) entry() (*typespb.Entry, error) {
 	}
 	e := &typespb.Entry{
 		Id:            f.entryID,
-		ParentId:      spirewire.IDToWire(parent),
-		SpiffeId:      spirewire.IDToWire(id),
+		ParentId:      idToWire(parent),
+		SpiffeId:      idToWire(id),
 		FederatesWith: f.federatesWith,
 		DnsNames:      f.dns,
 		Hint:          f.hint,

@@ -11,7 +11,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
-	"github.com/spiffe-node/spiffe-node/internal/spirewire"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/entrypb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/typespb"
 )
@@ -47,14 +46,14 @@ func (f *filterFlags) filter() (*entrypb.ListEntriesRequest_Filter, error) {
 		if err != nil {
 			return nil, fmt.Errorf("error parsing parent ID %q: %w", f.parentID, err)
 		}
-		out.ByParentId = spirewire.IDToWire(id)
+		out.ByParentId = idToWire(id)
 	}
 	if f.spiffeID != "" {
 		id, err := spiffeid.FromString(f.spiffeID)
 		if err != nil {
 			return nil, fmt.Errorf("error parsing SPIFFE ID %q: %w", f.spiffeID, err)
 		}
-		out.BySpiffeId = spirewire.IDToWire(id)
+		out.BySpiffeId = idToWire(id)
 	}
 	if len(f.selectors) > 0 {
 		selectors, err := parseSelectors(f.selectors)

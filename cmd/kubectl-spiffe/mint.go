@@ -18,7 +18,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 
-	"github.com/spiffe-node/spiffe-node/internal/spirewire"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/bundlepb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/svidpb"
 )
@@ -193,7 +192,7 @@ func (a *app) jwtMintCommand() *cobra.Command {
 		}
 		return a.connect(func(conn grpc.ClientConnInterface) error {
 			resp, err := svidpb.NewSVIDClient(conn).MintJWTSVID(ctx, &svidpb.MintJWTSVIDRequest{
-				Id: spirewire.IDToWire(parsed), Audience: audience, Ttl: seconds,
+				Id: idToWire(parsed), Audience: audience, Ttl: seconds,
 			})
 			if err != nil {
 				return fmt.Errorf("unable to mint SVID: %w", err)

@@ -70,6 +70,11 @@ var bans = []struct {
 		ban:  []string{"k8s.io/client-go/kubernetes", "sigs.k8s.io/controller-runtime", module + "/pkg/svid"},
 		why:  "clients for all of Kubernetes' API would triple the command",
 	},
+	{
+		from: []string{"cmd/kubectl-spiffe"},
+		ban:  []string{module + "/internal/procfs", module + "/pkg/attest"},
+		why:  "it runs on people's own machines, which are not all Linux",
+	},
 }
 
 func goList(t *testing.T, args ...string) []string {
