@@ -61,7 +61,7 @@ generate: ## regenerate protobuf code (needs protoc; installs the Go plugins)
 	go generate ./internal/spirewire/... ./internal/adminapi/...
 
 generate-check: generate ## fail if generated code is stale
-	git diff --exit-code -- internal/spirewire internal/adminapi
+	git diff --exit-code -- internal/spirewire internal/adminapi internal/watchpb
 
 # Images are for linux; each platform has its own binaries, of all commands there are.
 PLATFORMS    ?= linux/amd64
