@@ -4,8 +4,8 @@
 #
 #   deploy/krew/release.sh v0.2.0 dist [platform...]
 #
-# With platforms (linux/amd64) only those are built, and the manifest has those
-# only by checksum: for trying it out with
+# With platforms (linux/amd64) only those are built and named in the manifest: for
+# trying it out with
 #   kubectl krew install --manifest=dist/spiffe.yaml --archive=dist/kubectl-spiffe_v0.2.0_linux_amd64.tar.gz
 set -euo pipefail
 
@@ -34,4 +34,11 @@ for platform in "${platforms[@]}"; do
   fill+=(-e "s|@SHA256_${os}_${arch}@|$sum|")
   echo "$sum  ${archive##*/}"
 done
-sed "${fill[@]}" deploy/krew/spiffe.yaml.tmpl > "$dist/spiffe.yaml"
+# A platform that was not built has no checksum and is left out; so are the
+# template's own comments.
+sed "${fill[@]}" deploy/krew/spiffe.yaml.tmpl | awk '
+  /^#/ { next }
+  /^  - selector:/ { if (block !~ /@SHA256/) printf "%s", block; block = "" ; inside = 1 }
+  inside { block = block $0 "\n"; next }
+  { print }
+  END { if (block !~ /@SHA256/) printf "%s", block }' > "$dist/spiffe.yaml"
