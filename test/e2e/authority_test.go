@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,6 +22,7 @@ func testAuthorityRestart(t *testing.T) {
 	pod := create(t, on.workloads, probePod("after-authority-restart", "web"))
 	got, _ := nodeLog(t, pod, 90*time.Second, has("default", "ROOTCA")).First("default")
 	t.Logf("pod created when the authority was killed: default %s after the kill, %s after its own start", got.Time.Sub(killed).Round(time.Millisecond), got.SinceStart)
+	explainLate(t, killed, got.Time)
 	remove(t, pod)
 	gone(t, pod)
 	for name, n := range settled(t) {
@@ -30,6 +32,23 @@ func testAuthorityRestart(t *testing.T) {
 	}
 	if after := cli(t, "bundle", "show"); after != bundle {
 		t.Errorf("another CA after the restart:\n%s\nbefore:\n%s", after, bundle)
+	}
+}
+
+// explainLate prints what agent and authority have said if it took them long.
+func explainLate(t *testing.T, begun, ended time.Time) {
+	t.Helper()
+	if ended.Sub(begun) < 5*time.Second {
+		return
+	}
+	since := "--since-time=" + begun.UTC().Format(time.RFC3339)
+	for _, args := range [][]string{
+		{"logs", "-n", chartSpace, server, since},
+		{"logs", "-n", chartSpace, agentPod(t).Metadata.Name, "-c", "sds-agent", since},
+	} {
+		text, err := node.Kubectl(t.Context(), args...)
+		lines := strings.SplitAfter(text, "\n")
+		t.Logf("%v: error %v\n%s", args, err, strings.Join(lines[:min(len(lines), 60)], ""))
 	}
 }
 
@@ -96,6 +115,7 @@ func testAuthorityAway(t *testing.T) {
 	log = nodeLog(t, fresh, 2*time.Minute, has("default"))
 	got, _ = log.First("default")
 	t.Logf("pod created meanwhile: authority asked back -> default %s", got.Time.Sub(begun).Round(time.Millisecond))
+	explainLate(t, begun, got.Time)
 	if len(log.Errors()) > 0 {
 		t.Errorf("its streams ended: %v", log.Errors())
 	}

@@ -23,6 +23,7 @@ const (
 	apiIP       = "10.96.0.1"
 	apiPort     = 443
 	bridge      = "e2e0"
+	bridgeMAC   = "0a:58:0a:58:00:01"
 )
 
 // Config says where a cluster lives and how long it may. The zero value is

@@ -15,15 +15,17 @@ const containerdSocket = "/run/containerd/containerd.sock"
 // writeFiles writes the configuration of every component.
 func (c Config) writeFiles() error {
 	files := map[string]string{
-		"containerd.toml":         c.containerdConfig(),
-		"kubelet.yaml":            c.kubeletConfig(),
-		"cni/10-bridge.conflist":  cniConfig(),
-		"resolv.conf":             "nameserver " + clusterDNS + "\n",
-		"controller-manager.conf": c.kubeconfig("controller-manager", "https://"+apiIP),
-		"scheduler.conf":          c.kubeconfig("scheduler", "https://"+apiIP),
-		"kubelet.conf":            c.kubeconfig("kubelet-client", "https://"+apiIP),
-		"proxy.conf":              c.kubeconfig("proxy", "https://"+apiIP),
-		"admin.conf":              c.kubeconfig("admin", "https://"+apiIP),
+		"containerd.toml":        c.containerdConfig(),
+		"kubelet.yaml":           c.kubeletConfig(),
+		"cni/10-bridge.conflist": cniConfig(),
+		"resolv.conf":            "nameserver " + clusterDNS + "\n",
+		// Not the service's address: kube-proxy refuses that while there is no API
+		// server, and would refuse it to itself for ever.
+		"controller-manager.conf": c.kubeconfig("controller-manager", "https://"+NodeIP),
+		"scheduler.conf":          c.kubeconfig("scheduler", "https://"+NodeIP),
+		"kubelet.conf":            c.kubeconfig("kubelet-client", "https://"+NodeIP),
+		"proxy.conf":              c.kubeconfig("proxy", "https://"+NodeIP),
+		"admin.conf":              c.kubeconfig("admin", "https://"+NodeIP),
 	}
 	for name, content := range files {
 		if err := os.MkdirAll(filepath.Dir(c.path(name)), 0o755); err != nil {

@@ -121,7 +121,9 @@ func (c Config) newBootID() error {
 func prepareNetwork() error {
 	for _, args := range []string{
 		"link set lo up",
-		"link add " + bridge + " type bridge",
+		// An address of its own: else it takes the lowest of its ports', which
+		// changes when pods come and go, and pods go on sending to the old one.
+		"link add " + bridge + " address " + bridgeMAC + " type bridge",
 		"addr add " + NodeIP + "/16 dev " + bridge,
 		"link set " + bridge + " up",
 		// The service address of the API server is local: no proxy is needed for it.

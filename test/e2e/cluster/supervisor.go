@@ -191,7 +191,7 @@ func (c Config) adminTLS() (*tls.Config, error) {
 }
 
 func (s *supervisor) get(ctx context.Context, path string) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+apiIP+path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+NodeIP+path, nil)
 	if err != nil {
 		return nil, err
 	}
