@@ -213,17 +213,7 @@ func (x *engine) setRule(c *v1alpha1.ClusterSPIFFEID) {
 	for _, ns := range x.namespaces {
 		x.selectNamespace(r, ns)
 	}
-	// Pods of namespaces that are no longer selected have matches, too.
-	pods := make(map[*podState]bool, len(r.pods))
-	for p := range r.pods {
-		pods[p] = true
-	}
-	for ns := range r.namespaces {
-		for p := range ns.pods {
-			pods[p] = true
-		}
-	}
-	for p := range pods {
+	for p := range x.candidates(r) {
 		x.evaluateRule(p, r)
 		if m := p.matches[r]; m != nil && m.decl != nil {
 			x.dirty[m.decl.group] = true // age and deletion decide on who wins

@@ -16,6 +16,7 @@ import (
 type world struct {
 	pods       map[string]*podState // namespace/name -> pod
 	podsByUID  map[types.UID]*podState
+	byLabel    labelIndex
 	namespaces map[string]*nsState
 	nodes      map[string]*nodeState
 	services   map[types.UID]map[serviceName]int // pod -> services -> slices that say so
@@ -28,7 +29,7 @@ type world struct {
 
 func newWorld() world {
 	return world{
-		pods: make(map[string]*podState), podsByUID: make(map[types.UID]*podState),
+		pods: make(map[string]*podState), podsByUID: make(map[types.UID]*podState), byLabel: make(labelIndex),
 		namespaces: make(map[string]*nsState), nodes: make(map[string]*nodeState),
 		services: make(map[types.UID]map[serviceName]int), slices: make(map[string]sliceState),
 		rules: make(map[types.UID]*rule), statics: make(map[types.UID]*staticState),
@@ -108,12 +109,15 @@ func (x *engine) setPod(pod *corev1.Pod) {
 		p = &podState{pod: pod, ns: x.namespace(pod.Namespace), services: x.services[pod.UID], matches: make(map[*rule]*match)}
 		p.ns.pods[p] = true
 		x.pods[key], x.podsByUID[pod.UID] = p, p
+		x.byLabel.add(p, pod.Labels)
 		x.findForeign(p)
 	case samePod(p.pod, pod):
 		p.pod = pod
 		return
 	default:
+		x.byLabel.remove(p, p.pod.Labels)
 		p.pod = pod
+		x.byLabel.add(p, pod.Labels)
 	}
 	if p.node == nil && pod.Spec.NodeName != "" {
 		p.node = x.node(pod.Spec.NodeName)
@@ -130,6 +134,7 @@ func (x *engine) deletePod(key string) {
 	for r := range p.matches {
 		x.unmatch(p, r)
 	}
+	x.byLabel.remove(p, p.pod.Labels)
 	delete(x.pods, key)
 	delete(x.podsByUID, p.pod.UID)
 	delete(p.ns.pods, p)
