@@ -70,6 +70,13 @@ func TestParse(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, objects, err)
 		}
 	}
+	laughs := "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
+	for c := 'b'; c <= 'i'; c++ {
+		laughs += fmt.Sprintf("%c: &%c [%s]\n", c, c, strings.TrimSuffix(strings.Repeat(fmt.Sprintf("*%c,", c-1), 10), ","))
+	}
+	if _, err := check.Parse("f", strings.NewReader(laughs)); err == nil {
+		t.Error("a small file may become any size")
+	}
 	if _, err := check.Parse("f", strings.NewReader(strings.Repeat(" ", 33<<20))); err == nil {
 		t.Error("any length is taken")
 	}
