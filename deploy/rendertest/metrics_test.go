@@ -6,12 +6,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	netv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/spiffe-node/spiffe-node/internal/peersock"
 	"github.com/spiffe-node/spiffe-node/pkg/authority/embedded"

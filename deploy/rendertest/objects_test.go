@@ -6,14 +6,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/yaml"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/spiffe-node/spiffe-node/internal/config"
 	"github.com/spiffe-node/spiffe-node/pkg/registration/api/v1alpha1"
@@ -24,6 +23,7 @@ import (
 func TestStrict(t *testing.T) {
 	known := []string{"PodMonitor", "PrometheusRule", "SecurityContextConstraints"}
 	eachVariant(t, func(t *testing.T, r *rendered) {
+		t.Helper()
 		seen := map[string]bool{}
 		for _, o := range r.objects {
 			gvk := o.raw.GroupVersionKind()
@@ -55,6 +55,7 @@ func TestStrict(t *testing.T) {
 // TestConfiguration gives what the chart writes to the programs' own parsers.
 func TestConfiguration(t *testing.T) {
 	eachVariant(t, func(t *testing.T, r *rendered) {
+		t.Helper()
 		agent := find[*corev1.ConfigMap](t, r, "spiffe-node").Data["agent.yaml"]
 		c, err := config.Parse("agent.yaml", []byte(agent), nil)
 		if err != nil {
@@ -84,6 +85,7 @@ func TestConfiguration(t *testing.T) {
 
 func TestDaemonSet(t *testing.T) {
 	eachVariant(t, func(t *testing.T, r *rendered) {
+		t.Helper()
 		ds := find[*appsv1.DaemonSet](t, r, "spiffe-node")
 		spec := ds.Spec.Template.Spec
 		if !spec.HostPID || spec.HostNetwork || spec.HostIPC {
@@ -209,6 +211,7 @@ func TestCSIDriver(t *testing.T) {
 // asked for beside.
 func TestAgentPermissions(t *testing.T) {
 	eachVariant(t, func(t *testing.T, r *rendered) {
+		t.Helper()
 		role := find[*rbacv1.ClusterRole](t, r, "spire-server-spire-agent")
 		want := map[string][]string{"pods": {"get", "list", "watch"}, "events": {"create"}}
 		switch {
