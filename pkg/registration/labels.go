@@ -50,7 +50,7 @@ func (i labelIndex) use(key string, pods map[string]*podState) {
 func equalLabel(s labels.Selector) (key string, values []string, ok bool) {
 	requirements, _ := s.Requirements()
 	for _, r := range requirements {
-		switch r.Operator() { //nolint:exhaustive // the others do not name values to find
+		switch r.Operator() {
 		case selection.Equals, selection.DoubleEquals, selection.In:
 			return r.Key(), r.Values().UnsortedList(), true
 		}
