@@ -5,9 +5,8 @@ import (
 	"strings"
 	"testing"
 
-	"sigs.k8s.io/yaml"
-
 	"istio.io/istio/operator/pkg/manifest"
+	"sigs.k8s.io/yaml"
 )
 
 // TestTrustDomain: both installations set what the chart sets.

@@ -6,9 +6,8 @@ import (
 	"strings"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"istio.io/istio/pkg/kube/inject"
+	corev1 "k8s.io/api/core/v1"
 )
 
 // TestGuideTemplateNative shows the trap that our template avoids: the guide's,

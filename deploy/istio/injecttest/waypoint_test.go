@@ -4,16 +4,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"text/template"
-
-	appsv1 "k8s.io/api/apps/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	gateway "sigs.k8s.io/gateway-api/apis/v1"
-	"sigs.k8s.io/yaml"
 
 	meshconfig "istio.io/api/mesh/v1alpha1"
 	"istio.io/istio/pilot/pkg/config/kube/gatewaycommon"
 	"istio.io/istio/pkg/kube/inject"
+	appsv1 "k8s.io/api/apps/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	gateway "sigs.k8s.io/gateway-api/apis/v1"
+	"sigs.k8s.io/yaml"
 )
 
 // TestWaypoint fills in Istio's own waypoint and gateway templates and merges
@@ -82,7 +80,7 @@ func fill(t *testing.T, in injection, name string, gw *gateway.Gateway) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var tmpl *template.Template = parsed[name]
+	tmpl := parsed[name]
 	var out strings.Builder
 	if err := tmpl.Execute(&out, input); err != nil {
 		t.Fatal(err)
