@@ -36,7 +36,8 @@ type bundleStore struct {
 	mu        sync.Mutex
 	own       *ownBundle
 	federated map[spiffeid.TrustDomain]*spiffebundle.Bundle
-	complete  bool // federated bundles were asked for once
+	complete  bool      // federated bundles were asked for once
+	replaced  time.Time // the agent's SVID, because of a taint
 }
 
 // bundleFromWire reads a bundle of a trust domain. Tainted authorities are in
@@ -141,10 +142,23 @@ func (c *Client) takeOwn(b *ownBundle) {
 		c.stateChanged()
 	}
 	c.publishBundles()
-	if id := c.identity.get(); id != nil && c.taintedSVID(id, b) {
+	if id := c.identity.get(); id != nil && c.taintedSVID(id, b) && c.store.mayReplace() {
 		c.tainted.Store(id) // replaced at once
 		signal(c.wakeID)
 	}
+}
+
+// mayReplace says whether it is time to try for an agent SVID below another
+// authority: a server may sign with a tainted one for a while.
+func (s *bundleStore) mayReplace() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if now.Sub(s.replaced) < time.Minute {
+		return false
+	}
+	s.replaced = now
+	return true
 }
 
 // taintedSVID says whether the agent's own SVID hangs on a tainted authority.

@@ -49,6 +49,8 @@ type Client struct {
 	wakeID     chan struct{}            // the identity loop has something to do
 	rotating   atomic.Bool              // a new SVID is being asked for
 	tainted    atomic.Pointer[nodeSVID] // hangs on a tainted authority
+	untrusted  lapse                    // the server does not stand up to trust
+	refused    lapse                    // the server does not take the agent's certificate
 
 	hurry  chan struct{}
 	asked  atomic.Uint64        // syncs asked for by resync

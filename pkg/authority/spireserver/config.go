@@ -69,8 +69,15 @@ const (
 	retryMin   = 500 * time.Millisecond
 	retryMax   = 15 * time.Second
 	probeEvery = time.Second
+	awaitMax   = 3 * time.Second
 	// bannedRetry is the pause before a banned agent asks again.
 	bannedRetry = 5 * time.Minute
+	// rebootstrapAfter is how long servers may fail to stand up to the trust
+	// bundle before the bootstrap bundle is asked again.
+	rebootstrapAfter = time.Minute
+	// refusedFor is how long servers may refuse the agent's certificate in the
+	// handshake, without a word why, before the node attests anew.
+	refusedFor = 3 * time.Second
 	// tokenPoll is how often a used join token is compared with its file.
 	tokenPoll = 2 * time.Second
 	// federatedEvery is how often the bundles of foreign trust domains are

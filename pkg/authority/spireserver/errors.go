@@ -73,6 +73,12 @@ func unreachable(err error) bool { return status.Code(err) == codes.Unavailable 
 // agree on who they are.
 func handshakeFailed(err error) bool { return strings.Contains(err.Error(), "handshake failed") }
 
+// certificateRefused says whether the server ended the handshake over the
+// certificate it was shown.
+func certificateRefused(err error) bool {
+	return unreachable(err) && strings.Contains(err.Error(), "remote error: tls: ")
+}
+
 // pause is the time to wait after so many earlier failures: doubling up to
 // retryMax, of which the upper half is jitter.
 func pause(failures int) time.Duration {

@@ -23,6 +23,7 @@ import (
 	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -159,7 +160,7 @@ func (f *fake) up(t *testing.T) {
 	f.lis = bufconn.Listen(1 << 16)
 	f.grpc = grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{
 		MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"}, ClientAuth: tls.RequestClientCert,
-		GetCertificate: f.certificate,
+		GetCertificate: f.certificate, VerifyPeerCertificate: f.verify,
 	})), grpc.UnaryInterceptor(f.unary), grpc.StreamInterceptor(f.stream))
 	agentpb.RegisterAgentServer(f.grpc, f)
 	entrypb.RegisterEntryServer(f.grpc, f)
@@ -201,6 +202,24 @@ func (f *fake) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	f.serials++
 	return &tls.Certificate{Certificate: [][]byte{f.root.issue(f.serials, f.name, key.Public(), time.Hour)}, PrivateKey: key}, err
+}
+
+// verify ends the handshake with whoever has a certificate of another root, as
+// a SPIRE Server does.
+func (f *fake) verify(raw [][]byte, _ [][]*x509.Certificate) error {
+	if len(raw) == 0 {
+		return nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	trust := x509bundle.New(td)
+	for _, r := range f.roots {
+		certs, err := x509.ParseCertificates(r.GetAsn1())
+		must(err)
+		trust.AddX509Authority(certs[0])
+	}
+	_, _, err := x509svid.ParseAndVerify(raw, trust)
+	return err
 }
 
 func (f *fake) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {

@@ -394,3 +394,46 @@ func TestCallsAcrossRenewals(t *testing.T) {
 		}
 	})
 }
+
+// A server that was installed anew has other keys and knows nobody; the
+// bootstrap bundle is the new one.
+func TestServerInstalledAnew(t *testing.T) {
+	for name, tc := range map[string]struct {
+		running bool // the agent was running meanwhile
+		within  time.Duration
+	}{"agent with state": {false, 10 * time.Second}, "running agent": {true, 80 * time.Second}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake()
+				f.entries, f.reattestable = wireEntries(2), true
+				f.up(t)
+				cfg := f.config(t)
+				cfg.Attestor, cfg.StateDir = attestor{}, filepath.Join(t.TempDir(), "state")
+				c, err := spireserver.New(cfg)
+				must(err)
+				stop := start(t, c)
+				pass(10 * time.Second)
+				f.down()
+				if !tc.running {
+					stop()
+					c, err = spireserver.New(cfg)
+					must(err)
+					start(t, c)
+				}
+				pass(6 * time.Second)
+				f.edit(func() {
+					f.root = newRoot()
+					f.roots = []*typespb.X509Certificate{{Asn1: f.root.cert.Raw}}
+					f.agents, f.entries = map[spiffeid.ID]*record{}, wireEntries(1)
+				})
+				f.up(t)
+				wantReadyWithin(t, c, tc.within)
+				pass(15 * time.Second)
+				if got := now(t, c); got != "e000" {
+					t.Errorf("entries %q", got)
+				}
+			})
+		})
+	}
+}

@@ -2,6 +2,7 @@ package spireserver
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -26,6 +27,7 @@ type syncOutcome struct {
 // follower is the state of the sync loop; only that loop touches it.
 type follower struct {
 	pace        pace
+	id          *nodeSVID                     // with which the last step was made
 	noSync      bool                          // the server has no SyncAuthorizedEntries
 	posted      bool                          // PostStatus was sent
 	noWatch     *nodeSVID                     // with this SVID there was no watch; tried again with the next
@@ -49,6 +51,7 @@ func (c *Client) keepUp(ctx context.Context) {
 		if err != nil {
 			return
 		}
+		f.id = id
 		if !time.Now().Before(id.expires()) {
 			// No server takes it; what was issued is served on.
 			if _, err := c.identity.wait(ctx, func(now *nodeSVID) bool { return now != id }); err != nil {
@@ -62,6 +65,9 @@ func (c *Client) keepUp(ctx context.Context) {
 		} else {
 			wait, err = c.pollOnce(ctx)
 		}
+		if err == nil {
+			c.refused.note(nil)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -73,6 +79,9 @@ func (c *Client) keepUp(ctx context.Context) {
 			if _, err := c.identity.wait(ctx, func(now *nodeSVID) bool { return now != id }); err != nil {
 				return
 			}
+		case certificateRefused(err):
+			c.certificateRefused(ctx, id)
+			c.rest(ctx, min(wait, awaitMax))
 		case unreachable(err):
 			c.awaitServer(ctx, wait)
 		default:
@@ -121,15 +130,40 @@ func (c *Client) watchOnce(ctx context.Context, id *nodeSVID) (time.Duration, er
 	return f.pace.after(start, time.Now(), err, time.Time{}), err
 }
 
+// certificateRefused is told that the server did not take the agent's
+// certificate. One that has lost its keys, or was installed anew, does not know
+// the authority it was signed by; then only attesting again helps, where that is
+// possible.
+func (c *Client) certificateRefused(ctx context.Context, id *nodeSVID) {
+	if c.refused.note(errTurnedAway) < refusedFor {
+		return
+	}
+	if !id.reattestable {
+		payload, err := c.cfg.Attestor.Payload(ctx)
+		if err != nil || c.isSpent(payload, sha256.Sum256(payload)) {
+			return // another token may come
+		}
+	}
+	c.log.Warn("the server does not take the agent's certificate; the node attests anew", slog.String("agent_id", id.ID.String()))
+	c.refused.note(nil)
+	c.reject(id, notAttested)
+}
+
 func (c *Client) isRejected(id *nodeSVID) bool {
 	c.rejectedMu.Lock()
 	defer c.rejectedMu.Unlock()
 	return c.rejected != nil && c.rejected.svid == id
 }
 
-// rest waits until the next sync is due or somebody is in a hurry.
+// rest waits until the next sync is due, somebody is in a hurry or the agent has
+// another SVID.
 func (c *Client) rest(ctx context.Context, wait time.Duration) {
 	f := &c.follow
+	id := c.identity.current.Load()
+	if id.value != c.follow.id {
+		f.pace.failures = 0
+		return
+	}
 	for {
 		timer := time.NewTimer(max(wait, 0))
 		select {
@@ -137,6 +171,10 @@ func (c *Client) rest(ctx context.Context, wait time.Duration) {
 			timer.Stop()
 			return
 		case <-timer.C:
+			return
+		case <-id.replaced:
+			timer.Stop()
+			f.pace.failures = 0
 			return
 		case <-c.hurry:
 			timer.Stop()
@@ -146,10 +184,10 @@ func (c *Client) rest(ctx context.Context, wait time.Duration) {
 }
 
 // awaitServer waits until a connection is there again, and then for a moment
-// that differs from node to node; at the latest it tries when it would have
-// anyway.
+// that differs from node to node. A try now and then, which costs nothing
+// without a connection, shows why there is none.
 func (c *Client) awaitServer(ctx context.Context, wait time.Duration) {
-	wctx, cancel := context.WithTimeout(ctx, max(wait, retryMax))
+	wctx, cancel := context.WithTimeout(ctx, awaitMax)
 	c.reachable(wctx)
 	cancel()
 	c.rest(ctx, min(wait, jitter(probeEvery/2)))

@@ -94,13 +94,16 @@ func (c *Client) serverTLS(svid *x509svid.SVID, verify func(raw [][]byte) error)
 }
 
 // verifyServer is nil for a chain of spiffe://TD/spire/server below the trust
-// bundle. Until the server's own bundle was heard of in this process, the
-// bootstrap bundle counts too: the one in the state may be too old.
+// bundle. The bootstrap bundle counts too until the server's own was heard of in
+// this process, as the one in the state may be too old, and again when no
+// server has stood up to that for rebootstrapAfter: the server may have lost its
+// keys, and whoever keeps the bootstrap bundle has put the new one there.
 func (c *Client) verifyServer(raw [][]byte) error {
 	trust, confirmed := c.trusted()
 	err := errNoTrust
 	if trust != nil {
-		if err = c.verifyWith(trust, raw); err == nil || confirmed {
+		err = c.verifyWith(trust, raw)
+		if lasts := c.untrusted.note(err); err == nil || confirmed && lasts < rebootstrapAfter {
 			return err
 		}
 	}
@@ -125,6 +128,26 @@ func (c *Client) verifyWith(trust *x509bundle.Bundle, raw [][]byte) error {
 		return fmt.Errorf("the server's certificate: %w", err)
 	}
 	return c.requireServer(id)
+}
+
+// lapse is how long something has been failing. Safe for concurrent use.
+type lapse struct {
+	mu    sync.Mutex
+	since time.Time
+}
+
+// note takes one more outcome; the result is how long there was no good one.
+func (l *lapse) note(err error) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case err == nil:
+		l.since = time.Time{}
+		return 0
+	case l.since.IsZero():
+		l.since = time.Now()
+	}
+	return time.Since(l.since)
 }
 
 func (c *Client) requireServer(id spiffeid.ID) error {
