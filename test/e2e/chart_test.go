@@ -428,23 +428,50 @@ func testUninstall(t *testing.T) {
 	helm(t, "delete", "-n", chartSpace, "spire", "--wait")
 	helm(t, "delete", "-n", chartSpace, "spire-crds", "--wait")
 	t.Logf("helm delete: %s", time.Since(begun).Round(time.Millisecond))
-	left := kubectl(t, "get", "all,configmaps,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets,secrets", "-n", chartSpace, "-o", "name")
-	left += kubectl(t, "get", "csidrivers,clusterroles,clusterrolebindings,customresourcedefinitions,priorityclasses", "-o", "name")
-	for line := range strings.Lines(left) {
-		if strings.Contains(line, "spi") {
-			t.Errorf("left over: %s", line)
-		}
+	err := cluster.Poll(within(t, time.Minute), 200*time.Millisecond, func(ctx context.Context) error {
+		return errors.Join(objectsLeft(ctx), filesLeft())
+	})
+	if err != nil {
+		t.Errorf("left over: %v", err)
 	}
-	for _, dir := range []string{"/var/lib/kubelet/plugins/csi.spiffe.io", "/var/lib/kubelet/plugins_registry", on.sockets, ledgerDir} {
-		entries, err := os.ReadDir(node.NodePath(dir))
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			t.Error(err)
-		}
-		for _, e := range entries {
-			t.Errorf("left over on the node: %s/%s", dir, e.Name())
-		}
-	}
+	t.Logf("helm delete -> nothing left: %s", time.Since(begun).Round(time.Millisecond))
 	if mounts := volumeMounts(t, ""); len(mounts) > 0 {
 		t.Errorf("mounts left over: %q", mounts)
 	}
+}
+
+// objectsLeft names what the charts or the product have left in the API.
+func objectsLeft(ctx context.Context) error {
+	var errs []error
+	for _, args := range [][]string{
+		{"get", "all,configmaps,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets,secrets", "-n", chartSpace, "-o", "name"},
+		{"get", "csidrivers,clusterroles,clusterrolebindings,customresourcedefinitions,priorityclasses", "-o", "name"},
+	} {
+		left, err := node.Kubectl(ctx, args...)
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(left) {
+			if strings.Contains(line, "spi") {
+				errs = append(errs, errors.New(strings.TrimSpace(line)))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// filesLeft names what the product has left on the node; directories may stay,
+// as does the authority's state.
+func filesLeft() error {
+	var errs []error
+	for _, dir := range []string{"/var/lib/kubelet/plugins/csi.spiffe.io", "/var/lib/kubelet/plugins_registry", on.sockets, ledgerDir} {
+		entries, err := os.ReadDir(node.NodePath(dir))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+		for _, e := range entries {
+			errs = append(errs, fmt.Errorf("%s/%s", dir, e.Name()))
+		}
+	}
+	return errors.Join(errs...)
 }
