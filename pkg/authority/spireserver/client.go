@@ -51,6 +51,7 @@ type Client struct {
 	tainted    atomic.Pointer[nodeSVID] // hangs on a tainted authority
 	untrusted  lapse                    // the server does not stand up to trust
 	refused    lapse                    // the server does not take the agent's certificate
+	verified   atomic.Int64             // when a server proved itself last, Unix nanoseconds
 
 	hurry  chan struct{}
 	asked  atomic.Uint64        // syncs asked for by resync

@@ -79,10 +79,11 @@ func (c *Client) keepUp(ctx context.Context) {
 			if _, err := c.identity.wait(ctx, func(now *nodeSVID) bool { return now != id }); err != nil {
 				return
 			}
-		case certificateRefused(err):
+		case unreachable(err) && (certificateRefused(err) || c.sawServer()):
 			c.certificateRefused(ctx, id)
 			c.rest(ctx, min(wait, awaitMax))
 		case unreachable(err):
+			c.refused.note(nil)
 			c.awaitServer(ctx, wait)
 		default:
 			c.rest(ctx, wait)
@@ -128,6 +129,13 @@ func (c *Client) watchOnce(ctx context.Context, id *nodeSVID) (time.Duration, er
 	err = fmt.Errorf("watch: %w", err)
 	c.reportSync(err)
 	return f.pace.after(start, time.Now(), err, time.Time{}), err
+}
+
+// sawServer says whether a server proved itself a moment ago. The alert with
+// which it then turns a certificate down is often lost to a write that fails
+// first.
+func (c *Client) sawServer() bool {
+	return time.Since(time.Unix(0, c.verified.Load())) < refusedFor
 }
 
 // certificateRefused is told that the server did not take the agent's

@@ -103,7 +103,11 @@ func (c *Client) verifyServer(raw [][]byte) error {
 	err := errNoTrust
 	if trust != nil {
 		err = c.verifyWith(trust, raw)
-		if lasts := c.untrusted.note(err); err == nil || confirmed && lasts < rebootstrapAfter {
+		lasts := c.untrusted.note(err)
+		if err == nil {
+			c.verified.Store(time.Now().UnixNano())
+		}
+		if err == nil || confirmed && lasts < rebootstrapAfter {
 			return err
 		}
 	}
@@ -119,7 +123,10 @@ func (c *Client) verifyServer(raw [][]byte) error {
 		}
 		return errors.Join(err, berr)
 	}
-	return c.verifyWith(trust, raw)
+	if err = c.verifyWith(trust, raw); err == nil {
+		c.verified.Store(time.Now().UnixNano())
+	}
+	return err
 }
 
 func (c *Client) verifyWith(trust *x509bundle.Bundle, raw [][]byte) error {
