@@ -21,7 +21,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/agentpb"
@@ -77,20 +76,17 @@ log: {level: debug}
 // empty.
 func (a *authority) token(path string) string {
 	a.t.Helper()
-	conn, err := grpc.NewClient("unix:"+a.admin(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	defer func() { _ = conn.Close() }()
-	req := &agentpb.CreateJoinTokenRequest{Ttl: 60}
+	args := []string{"token", "generate", "-ttl", "60"}
+	warning := "Warning: Missing SPIFFE ID.\n"
 	if path != "" {
-		req.AgentId = &typespb.SPIFFEID{TrustDomain: trustDomain, Path: path}
+		args, warning = append(args, "-spiffeID", "spiffe://"+trustDomain+path), ""
 	}
-	token, err := agentpb.NewAgentClient(conn).CreateJoinToken(withTimeout(a.t), req)
-	if err != nil {
-		a.t.Fatal(err)
+	out := a.cli(args...)
+	token, ok := strings.CutPrefix(strings.TrimSuffix(out, "\n"+warning), "Token: ")
+	if !ok || strings.Contains(token, "\n") {
+		a.t.Fatalf("token generate printed %q", out)
 	}
-	return token.GetValue()
+	return token
 }
 
 // tls dials the authority as go-spiffe's clients do; nil = without an SVID.
