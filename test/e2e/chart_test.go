@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
@@ -103,6 +104,7 @@ func TestChart(t *testing.T) {
 		{"fallback", testFallback},
 		{"upgrade", testUpgrade},
 		{"known", testKnown},
+		{"plugin", testPlugin},
 		{"label", testLabel},
 		{"resource", testResource},
 		{"manual", testManual},
@@ -262,6 +264,43 @@ func withdrawn(t *testing.T, pod *cluster.Pod, n int) probe.Event {
 		t.Errorf("the stream ended with %s %q for %q, want PermissionDenied for default", ev.Code, ev.Message, ev.Name)
 	}
 	return ev
+}
+
+// testPlugin runs kubectl spiffe as an administrator does, through the cluster.
+func testPlugin(t *testing.T) {
+	t.Helper()
+	pod := pods(t)[0]
+	name, id := "pod/"+pod.Metadata.Name, "spiffe://"+trustDomain+"/ns/"+on.workloads+"/sa/web"
+	for _, tc := range []struct {
+		args []string
+		want []string
+	}{
+		{[]string{"status", "-A"}, []string{node.NodeName(), on.workloads + "/" + pod.Metadata.Name, id}},
+		{[]string{"explain", name, "-n", on.workloads}, []string{"Verdict: issued", "istio-sidecar-reg", pod.Metadata.UID, id}},
+		{[]string{"secret", name, "-n", on.workloads}, []string{"default", "ROOTCA", "ACTIVE"}},
+		{[]string{"secret", name, "-n", on.workloads, "-o", "json"}, []string{"ROOTCA"}},
+		{[]string{"agent", "list"}, []string{"/spire/agent/k8s_psat/example-cluster/"}},
+		{[]string{"entry", "show", "-spiffeID", id}, []string{"k8s:pod-uid:" + pod.Metadata.UID}},
+		{[]string{"check"}, []string{"0 errors"}},
+	} {
+		cmd := exec.CommandContext(within(t, time.Minute), plugin, append(tc.args, "--kubeconfig", node.Kubeconfig())...)
+		cmd.Env = append(os.Environ(), "KUBECONFIG="+node.Kubeconfig())
+		begun := time.Now()
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Errorf("%v: %v\n%s", tc.args, err, out)
+			continue
+		}
+		t.Logf("kubectl spiffe %s: %s", strings.Join(tc.args, " "), time.Since(begun).Round(time.Millisecond))
+		for _, want := range tc.want {
+			if !strings.Contains(string(out), want) {
+				t.Errorf("%v does not say %q:\n%s", tc.args, want, out)
+			}
+		}
+		if strings.Contains(string(out), "PRIVATE KEY") {
+			t.Errorf("%v prints a private key", tc.args)
+		}
+	}
 }
 
 // testLabel gives a running pod the label, takes it away and gives it back.

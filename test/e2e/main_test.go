@@ -24,6 +24,9 @@ const (
 // node is the cluster that all tests share.
 var node *cluster.Cluster
 
+// plugin is the file of kubectl-spiffe.
+var plugin string
+
 func TestMain(m *testing.M) {
 	if code, ran := cluster.Main(); ran {
 		os.Exit(code)
@@ -82,6 +85,7 @@ func buildImages(ctx context.Context, dir string) ([]string, error) {
 		}
 		product.Files["/"+name] = bin
 	}
+	plugin = product.Files["/kubectl-spiffe"]
 	if err := cluster.BuildStatic(ctx, ".", "./cmd/probe", filepath.Join(dir, "probe")); err != nil {
 		return nil, err
 	}
