@@ -477,6 +477,10 @@ func testUninstall(t *testing.T) {
 	if mounts := volumeMounts(t, ""); len(mounts) > 0 {
 		t.Errorf("mounts left over: %q", mounts)
 	}
+	// The authority's state stays, as a claim would; the next test has its own.
+	if _, err := node.OnNode(within(t, time.Minute), "rm", "-r", "/var/lib/spiffe-node"); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // objectsLeft names what the charts or the product have left in the API.
