@@ -40,8 +40,8 @@ type engine struct {
 	federationAgain time.Time // zero = no retry
 	statusDirty     map[*source]bool
 	statusNext      map[*source]time.Time
-	said            map[*source]signature // what was last written as status
-	otherClass      map[string]string     // kind/name -> class that is not ours
+	said            map[*source]saying
+	otherClass      map[string]string // kind/name -> class that is not ours
 	resourcesDirty  bool
 
 	// started: everything has been seen once. Nothing is written before.
@@ -56,7 +56,7 @@ func newEngine(s *settings, out *patcher) *engine {
 		groups: make(map[groupKey]*group), byEntry: make(map[string]*group), dirty: make(map[*group]bool),
 		retry: make(map[*group]time.Time), held: make(map[string]types.UID),
 		foreign: make(map[types.UID]map[string]bool), foreignOf: make(map[string]types.UID),
-		statusDirty: make(map[*source]bool), statusNext: make(map[*source]time.Time), said: make(map[*source]signature),
+		statusDirty: make(map[*source]bool), statusNext: make(map[*source]time.Time), said: make(map[*source]saying),
 		otherClass: make(map[string]string),
 	}
 }

@@ -249,6 +249,21 @@ const (
 	contestedMax = 10 * time.Minute
 )
 
+// echoTime is how long a status that was written may take to come back from the
+// API server; until then what is observed is taken for older, not for somebody
+// else's.
+const echoTime = 5 * time.Second
+
+// saying is the status last written for a resource.
+type saying struct {
+	sig signature
+	at  time.Time
+	// echoed: the API server has shown it.
+	echoed bool
+	// quiet: it does not last, and is not repeated before then.
+	quiet time.Time
+}
+
 // writeStatuses hands those statuses that changed, and whose time has come, to
 // the patcher. It returns when the next one is due; zero = none.
 func (x *engine) writeStatuses(now time.Time) time.Time {
@@ -258,34 +273,53 @@ func (x *engine) writeStatuses(now time.Time) time.Time {
 	}
 	var next time.Time
 	for s := range x.statusDirty {
-		if at := x.statusNext[s]; at.After(now) {
-			if next.IsZero() || at.Before(next) {
-				next = at
-			}
-			continue
+		again := x.writeStatus(s, now)
+		if again.IsZero() {
+			delete(x.statusDirty, s)
+		} else if next.IsZero() || again.Before(next) {
+			next = again
 		}
-		delete(x.statusDirty, s)
-		w := x.wantedOf(s)
-		if w.sig == w.have {
-			continue
-		}
-		wait := x.StatusInterval
-		if x.said[s] == w.sig {
-			// It was written and does not last.
-			wait = min(contestedMin<<min(s.contested, 5), contestedMax)
-			if s.contested == 1 {
-				x.Logger.Warn("somebody else writes this status too; if a SPIRE controller manager handles the resource as well, give one of the two a className",
-					slog.String("kind", s.kind), slog.String("name", s.name))
-			}
-			s.contested++
-		} else {
-			s.contested = 0
-		}
-		x.said[s] = w.sig
-		x.statusNext[s] = now.Add(wait)
-		x.out.put(w, func(err error) { x.post(func() { x.statusWritten(s, err) }) })
 	}
 	return next
+}
+
+// writeStatus does so for one resource. It returns when to look at it again;
+// zero = when something changes.
+func (x *engine) writeStatus(s *source, now time.Time) time.Time {
+	if at := x.statusNext[s]; at.After(now) {
+		return at
+	}
+	w := x.wantedOf(s)
+	last := x.said[s]
+	if w.sig == w.have {
+		if last.sig == w.sig && !last.echoed {
+			last.echoed = true
+			x.said[s] = last
+		}
+		return time.Time{}
+	}
+	next := saying{sig: w.sig, at: now}
+	if last.sig == w.sig {
+		if back := last.at.Add(echoTime); !last.echoed && back.After(now) {
+			return back
+		}
+		if last.quiet.After(now) {
+			return last.quiet
+		}
+		// It was written and does not last.
+		next.quiet = now.Add(min(contestedMin<<min(s.contested, 5), contestedMax))
+		if s.contested == 1 {
+			x.Logger.Warn("somebody else writes this status too; if a SPIRE controller manager handles the resource as well, give one of the two a className",
+				slog.String("kind", s.kind), slog.String("name", s.name))
+		}
+		s.contested++
+	} else {
+		s.contested = 0
+	}
+	x.said[s] = next
+	x.statusNext[s] = now.Add(x.StatusInterval)
+	x.out.put(w, func(err error) { x.post(func() { x.statusWritten(s, err) }) })
+	return time.Time{}
 }
 
 // statusWritten notes a failure: the status is written again after a pause.

@@ -86,6 +86,46 @@ func TestStatusPace(t *testing.T) {
 	})
 }
 
+// TestStatusEcho: what the API server still shows of the status before is not
+// taken for somebody else's, and the next status does not wait for it.
+func TestStatusEcho(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		e := newEngine(t, newFake())
+		c := spiffeID("one", 0)
+		e.SetNamespace(namespace("a"))
+		e.SetNode(node("n1"))
+		e.SetSPIFFEID(c)
+		start(t, e)
+		const key = "ClusterSPIFFEID/one"
+		if e.Queued()[key] == "" {
+			t.Fatal("no status")
+		}
+		time.Sleep(time.Second)
+		e.SetSPIFFEID(c) // as it was before
+		e.Step()
+		if got := e.Queued()[key]; got != "" {
+			t.Errorf("written again before it could be seen: %s", got)
+		}
+		e.SetPod(pod("a/p", "n1"))
+		e.Step()
+		if got := e.Queued()[key]; !strings.Contains(got, `"entrySuccess":1`) {
+			t.Errorf("the next status waits: %q", got)
+		}
+		// If the old one is all that ever shows, it is written again.
+		e.SetSPIFFEID(c)
+		e.Step()
+		if got := e.Queued()[key]; got != "" {
+			t.Errorf("written again before it could be seen: %s", got)
+		}
+		time.Sleep(time.Minute)
+		e.Step()
+		if got := e.Queued()[key]; !strings.Contains(got, `"entrySuccess":1`) {
+			t.Errorf("a status that was lost is not repeated: %q", got)
+		}
+	})
+}
+
 // TestMissingCRDs: without them nothing happens, and nothing ends.
 func TestMissingCRDs(t *testing.T) {
 	t.Parallel()
