@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -43,6 +44,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv(envSocket, socket)
 			env.Setenv("SOCKET", socket)
 			env.Setenv("TZ", "UTC")
+			env.Setenv("CA_DAYS", strconv.Itoa(int(time.Until(caEnds)/(24*time.Hour))))
 			kubeconfig := filepath.Join(env.WorkDir, "cluster.kubeconfig")
 			api := &fakeAPI{command: tunnelInto(socket)}
 			for _, name := range []string{"shop.yaml"} {
@@ -63,6 +65,8 @@ func TestScripts(t *testing.T) {
 		},
 	})
 }
+
+var caEnds = time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func serve(env *testscript.Env, dir string) (string, error) {
 	td := spiffeid.RequireTrustDomainFromString("td")
@@ -110,7 +114,7 @@ func (s *scriptSource) Status(context.Context) (*adminapi.Status, error) {
 		Mode: "kubernetes", PeerIdentification: "pidfd",
 		Authority: adminapi.AuthorityStatus{
 			Kind: "embedded", State: "ready", X509AuthorityID: "0123456789abcdef0123456789abcdef01234567",
-			X509AuthorityEnds: time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC),
+			X509AuthorityEnds: caEnds,
 		},
 		Entries: 3, Connections: 3, Streams: 4, Parked: 1,
 		Limits:   []adminapi.Limit{{Name: "connections", Used: 3, Max: 4096}, {Name: "connections per pod", Used: 1, Max: 64}},
