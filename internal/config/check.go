@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -12,7 +12,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.yaml.in/yaml/v3"
 
-	"github.com/spiffe-node/spiffe-node/pkg/attest"
+	"github.com/spiffe-node/spiffe-node/pkg/selector"
 )
 
 // collector gathers the problems of one configuration.
@@ -34,9 +34,9 @@ func (c *collector) positive(key string, value int) {
 	}
 }
 
-func (c *collector) absolute(key, path string) {
-	if !filepath.IsAbs(path) {
-		c.add(key, "%q is not an absolute path", path)
+func (c *collector) absolute(key, name string) {
+	if !path.IsAbs(name) {
+		c.add(key, "%q is not an absolute path", name)
 	}
 }
 
@@ -109,7 +109,7 @@ func (a *Agent) checkNode(c *collector) {
 		c.add("node.name", "%q cannot be part of the agent's SPIFFE ID: %v", a.Node.Name, err)
 	}
 	for i, s := range a.Node.Selectors {
-		if _, err := attest.ParseSelector(s); err != nil {
+		if _, err := selector.Parse(s); err != nil {
 			c.add(fmt.Sprintf("node.selectors[%d]", i), "%v", err)
 		}
 	}
@@ -124,14 +124,14 @@ func (a *Agent) checkSockets(c *collector) {
 			key = fmt.Sprintf("socket.alternateNames[%d]", i-1)
 		}
 		switch {
-		case n == "" || n != filepath.Base(n) || strings.HasPrefix(n, "."):
+		case n == "" || n != path.Base(n) || strings.HasPrefix(n, "."):
 			c.add(key, "%q must be a bare file name that does not start with a dot", n)
 		case seen[n]:
 			c.add(key, "%q is named twice", n)
 		// sun_path holds 108 bytes, one of them the terminator; clients in pods use
 		// longer directories than ours, the host's own path must fit in any case.
-		case len(filepath.Join(a.Socket.Directory, n)) > 100:
-			c.add(key, "%q is longer than a unix socket path may be (100 bytes)", filepath.Join(a.Socket.Directory, n))
+		case len(path.Join(a.Socket.Directory, n)) > 100:
+			c.add(key, "%q is longer than a unix socket path may be (100 bytes)", path.Join(a.Socket.Directory, n))
 		}
 		seen[n] = true
 	}
@@ -141,9 +141,9 @@ func (a *Agent) checkSockets(c *collector) {
 		"identity.stateDirectory":      a.Identity.StateDirectory,
 		"authority.embedded.statePath": a.Authority.Embedded.StatePath,
 	}
-	for key, path := range outside {
-		if path != "" && within(a.Socket.Directory, path) && (key != "authority.embedded.statePath" || !a.Authority.SpireServer.Enabled()) {
-			c.add(key, "%q lies in socket.directory, which every pod can read; choose another directory", path)
+	for key, name := range outside {
+		if name != "" && within(a.Socket.Directory, name) && (key != "authority.embedded.statePath" || !a.Authority.SpireServer.Enabled()) {
+			c.add(key, "%q lies in socket.directory, which every pod can read; choose another directory", name)
 		}
 	}
 	if a.Identity.StateDirectory != "" && a.Identity.StateDirectory != StateAuto {
@@ -178,8 +178,9 @@ func (e *Embedded) check(c *collector, key string) {
 	}
 }
 
-// within says whether path is dir or lies below it.
-func within(dir, path string) bool {
-	rel, err := filepath.Rel(filepath.Clean(dir), filepath.Clean(path))
-	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
+// within says whether name is dir or lies below it. Paths are those of the
+// node, whatever machine the file is looked at on.
+func within(dir, name string) bool {
+	dir, name = path.Clean(dir), path.Clean(name)
+	return name == dir || strings.HasPrefix(name, strings.TrimSuffix(dir, "/")+"/")
 }

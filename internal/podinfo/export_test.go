@@ -9,11 +9,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
 
+	"github.com/spiffe-node/spiffe-node/internal/podfacts"
 	"github.com/spiffe-node/spiffe-node/pkg/attest"
 )
 
 // MaxText is the most text of a pod's selectors that is kept.
-const MaxText = maxText
+const MaxText = podfacts.MaxText
 
 // Facts is what is kept of a pod.
 func Facts(p *corev1.Pod, node string) (pod attest.Pod, containers []attest.Container, cut, ok bool) {

@@ -1,14 +1,13 @@
 package podinfo
 
 import (
-	"maps"
 	"slices"
-	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/spiffe-node/spiffe-node/internal/podfacts"
 	"github.com/spiffe-node/spiffe-node/pkg/attest"
 )
 
@@ -18,17 +17,13 @@ const (
 	witnessKubelet = "kubelet"
 )
 
-// maxText bounds the text of a pod's selectors, in bytes. It is the author of a
-// pod who says how many labels it has.
-const maxText = 64 << 10
-
 // facts are what one pod object says. Immutable.
 type facts struct {
 	key    string // the object's UID
 	uid    string // the UID in the pod's cgroup; another one for static pods
 	static bool
 	ended  bool // Succeeded or Failed
-	cut    bool // more text than maxText
+	cut    bool // more text than podfacts.MaxText
 	pod    attest.Pod
 	// containers are those the runtime has made, by ID.
 	containers []attest.Container
@@ -59,42 +54,12 @@ func newFacts(p *corev1.Pod, node, witness string) *facts {
 		NodeName:       node,
 		Witness:        witness,
 	}
-	b := &builder{left: maxText}
-	b.add("pod-image-count:", strconv.Itoa(len(p.Spec.Containers)))
-	b.add("pod-init-image-count:", strconv.Itoa(len(p.Spec.InitContainers)))
-	for _, o := range p.OwnerReferences {
-		b.add("pod-owner:", o.Kind, ":", o.Name)
-		b.add("pod-owner-uid:", o.Kind, ":", string(o.UID))
+	read := podfacts.Of(p)
+	f.pod.Selectors, f.cut = read.Pod, read.Cut
+	for _, c := range read.Containers {
+		f.containers = append(f.containers, attest.Container{ID: c.ID, Name: c.Name, Selectors: c.Selectors})
 	}
-	for _, s := range p.Status.ContainerStatuses {
-		b.images("pod-image:", s)
-		f.container(b, s)
-	}
-	for _, s := range p.Status.InitContainerStatuses {
-		b.images("pod-init-image:", s)
-		f.container(b, s)
-	}
-	for _, s := range p.Status.EphemeralContainerStatuses {
-		f.container(b, s)
-	}
-	for _, k := range slices.Sorted(maps.Keys(p.Labels)) {
-		b.add("pod-label:", k, ":", p.Labels[k])
-	}
-	f.pod.Selectors, f.cut = b.done(), b.cut
-	slices.SortFunc(f.containers, byID)
 	return f
-}
-
-// container notes a container the runtime has made.
-func (f *facts) container(b *builder, s corev1.ContainerStatus) {
-	id := containerID(s.ContainerID)
-	if id == "" {
-		return
-	}
-	c := &builder{left: b.left}
-	c.images("container-image:", s)
-	f.containers = append(f.containers, attest.Container{ID: id, Name: s.Name, Selectors: c.done()})
-	b.left, b.cut = c.left, b.cut || c.cut
 }
 
 func byID(x, y attest.Container) int { return strings.Compare(x.ID, y.ID) }
@@ -120,57 +85,6 @@ func (f *facts) equal(o *facts) bool {
 		})
 }
 
-// containerID cuts the runtime's name off, as in containerd://ID.
-func containerID(s string) string {
-	if _, id, ok := strings.Cut(s, "://"); ok {
-		return id
-	}
-	return ""
-}
-
-// builder makes k8s selectors of a bounded size.
-type builder struct {
-	out  []attest.Selector
-	left int
-	cut  bool
-}
-
-func (b *builder) add(parts ...string) {
-	text := strings.Join(parts, "") // a new string: it must not keep the object alive
-	if len(text) > b.left {
-		b.cut = true
-		return
-	}
-	if s, err := attest.NewSelector("k8s", text); err == nil {
-		b.left -= len(text)
-		b.out = append(b.out, s)
-	}
-}
-
-// images gives both names of a container's image once there is a container:
-// until then the name is the spec's and the ID empty.
-func (b *builder) images(kind string, s corev1.ContainerStatus) {
-	if containerID(s.ContainerID) == "" {
-		return
-	}
-	b.image(kind, s.Image, s.ImageID)
-}
-
-func (b *builder) image(kind, name, id string) {
-	if name != "" {
-		b.add(kind, name)
-	}
-	if id != "" && id != name {
-		b.add(kind, id)
-	}
-}
-
-// done removes repetitions, such as those of two containers of one image.
-func (b *builder) done() []attest.Selector {
-	slices.SortFunc(b.out, attest.Selector.Compare)
-	return slices.Clip(slices.Compact(b.out))
-}
-
 // believable says whether a mirror pod speaks for the static pod whose cgroup
 // carries the hash. See the package comment.
 func believable(p *corev1.Pod, hash, node string) bool {
@@ -183,7 +97,7 @@ func believable(p *corev1.Pod, hash, node string) bool {
 	}
 	for _, list := range [...][]corev1.ContainerStatus{p.Status.ContainerStatuses, p.Status.InitContainerStatuses} {
 		for _, s := range list {
-			if containerID(s.ContainerID) != "" {
+			if podfacts.ContainerID(s.ContainerID) != "" {
 				return true
 			}
 		}

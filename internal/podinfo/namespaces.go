@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/spiffe-node/spiffe-node/internal/podfacts"
 	"github.com/spiffe-node/spiffe-node/pkg/attest"
 )
 
@@ -121,9 +122,9 @@ func (n *namespaces) set(name string, set []attest.Selector) {
 }
 
 func labels(ns *corev1.Namespace) []attest.Selector {
-	b := &builder{left: maxText}
+	b := podfacts.NewBuilder(podfacts.MaxText)
 	for _, k := range slices.Sorted(maps.Keys(ns.Labels)) {
-		b.add("ns-label:", k, ":", ns.Labels[k])
+		b.Add("ns-label:", k, ":", ns.Labels[k])
 	}
-	return b.done()
+	return b.Done()
 }

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/spiffe-node/spiffe-node/internal/podfacts"
 	"github.com/spiffe-node/spiffe-node/pkg/attest"
 )
 
@@ -69,9 +70,9 @@ func (r *Runtime) container(ctx context.Context, podUID, id string) (attest.Cont
 	case c.id != id, c.labels["io.kubernetes.pod.uid"] != podUID, c.labels["io.kubernetes.container.name"] == "":
 		return attest.Container{}, fmt.Errorf("%w: %s says it is container %q of pod %q", errStranger, id, c.id, c.labels["io.kubernetes.pod.uid"])
 	}
-	b := &builder{left: maxText}
-	b.image("container-image:", c.image, c.imageRef)
-	return attest.Container{ID: id, Name: c.labels["io.kubernetes.container.name"], Selectors: b.done()}, nil
+	b := podfacts.NewBuilder(podfacts.MaxText)
+	b.Image("container-image:", c.image, c.imageRef)
+	return attest.Container{ID: id, Name: c.labels["io.kubernetes.container.name"], Selectors: b.Done()}, nil
 }
 
 // criStatus is what is read of runtime.v1.ContainerStatus. Image and imageRef

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"github.com/spiffe-node/spiffe-node/pkg/selector"
 )
 
 // podState is a pod of which at least one binding exists: all of them share
@@ -172,19 +174,7 @@ func (a *Attestor) podSelectors(f *facts) []Selector {
 // K8sSelectors are the selectors of the pod as a whole, in SPIRE's spelling:
 // what each caller in it has, whatever its container.
 func (p Pod) K8sSelectors() []Selector {
-	out := make([]Selector, 0, 5+len(p.Selectors))
-	for _, s := range [...]struct{ name, value string }{
-		{"pod-uid", p.UID},
-		{"ns", p.Namespace},
-		{"sa", p.ServiceAccount},
-		{"pod-name", p.Name},
-		{"node-name", p.NodeName},
-	} {
-		if s.value != "" {
-			out = append(out, Selector{kind: "k8s", value: s.name + ":" + s.value})
-		}
-	}
-	return append(out, p.Selectors...)
+	return append(selector.OfPod(p.UID, p.Namespace, p.ServiceAccount, p.Name, p.NodeName), p.Selectors...)
 }
 
 func hasWitness(list, want string) bool {

@@ -176,12 +176,18 @@ func (b *Binding) compute() *selectors {
 	if source, ok := b.a.source.(ContainerSource); ok && f.known && b.place.container != "" {
 		if c, ok := source.Container(b.place.pod, b.place.container); ok {
 			if c.Name != "" {
-				all = append(all, Selector{kind: "k8s", value: "container-name:" + c.Name})
+				all = append(all, known("k8s", "container-name:"+c.Name))
 			}
 			all = append(all, c.Selectors...)
 		}
 	}
 	return &selectors{set: NewSelectors(all...), version: f.version}
+}
+
+// known is a selector both of whose parts are there.
+func known(kind, value string) Selector {
+	s, _ := NewSelector(kind, value) // could only say that a part is missing
+	return s
 }
 
 // unixSelectors are SPIRE's, with its spelling. A number without a name has no
@@ -193,7 +199,7 @@ func (b *Binding) unixSelectors() []Selector {
 	out := make([]Selector, 0, 6+2*len(b.groups))
 	add := func(name, value string) {
 		if value != "" {
-			out = append(out, Selector{kind: "unix", value: name + value})
+			out = append(out, known("unix", name+value))
 		}
 	}
 	id := func(n uint32) string { return strconv.FormatUint(uint64(n), 10) }

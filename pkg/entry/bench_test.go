@@ -6,8 +6,8 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/spiffe-node/spiffe-node/pkg/attest"
 	"github.com/spiffe-node/spiffe-node/pkg/entry"
+	"github.com/spiffe-node/spiffe-node/pkg/selector"
 )
 
 const manyEntries = 100_000
@@ -28,7 +28,7 @@ func workload(i int) *entry.Entry {
 }
 
 // caller is the i-th workload's process as the attestor sees it.
-func caller(i int) attest.Selectors {
+func caller(i int) selector.Set {
 	return workload(i).Selectors.Union(sels(
 		"unix:uid:1000", "unix:gid:1000", "unix:user:app", "unix:group:app",
 		"unix:supplementary_gid:1000", "k8s:pod-name:web", "k8s:container-name:app",
@@ -47,7 +47,7 @@ var large = sync.OnceValue(func() *entry.Set {
 func BenchmarkMatch(b *testing.B) {
 	for _, c := range []struct {
 		name   string
-		caller attest.Selectors
+		caller selector.Set
 		want   int
 	}{
 		{"hit", caller(manyEntries / 2), 1},

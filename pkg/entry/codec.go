@@ -10,7 +10,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/spiffe-node/spiffe-node/pkg/attest"
+	"github.com/spiffe-node/spiffe-node/pkg/selector"
 )
 
 // The stored form of an entry is one JSON object, for stores that are read by
@@ -35,7 +35,7 @@ type stored struct {
 	ID              string                 `json:"id,omitempty"`
 	SPIFFEID        spiffeid.ID            `json:"spiffe_id,omitzero"`
 	ParentID        spiffeid.ID            `json:"parent_id,omitzero"`
-	Selectors       []attest.Selector      `json:"selectors,omitempty"`
+	Selectors       []selector.Selector    `json:"selectors,omitempty"`
 	X509SVIDTTL     int64                  `json:"x509_svid_ttl,omitempty"`
 	JWTSVIDTTL      int64                  `json:"jwt_svid_ttl,omitempty"`
 	FederatesWith   []spiffeid.TrustDomain `json:"federates_with,omitempty"`
@@ -120,7 +120,7 @@ func (e *Entry) UnmarshalBinary(data []byte) error {
 		ID:                      s.ID,
 		SPIFFEID:                s.SPIFFEID,
 		ParentID:                s.ParentID,
-		Selectors:               attest.NewSelectors(s.Selectors...),
+		Selectors:               selector.NewSet(s.Selectors...),
 		X509SVIDTTL:             time.Duration(s.X509SVIDTTL) * time.Second,
 		JWTSVIDTTL:              time.Duration(s.JWTSVIDTTL) * time.Second,
 		FederatesWith:           s.FederatesWith,

@@ -3,7 +3,7 @@ package entry
 import (
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
 
-	"github.com/spiffe-node/spiffe-node/pkg/attest"
+	"github.com/spiffe-node/spiffe-node/pkg/selector"
 )
 
 // edit is one transaction from a set to the next. Not safe for concurrent use.
@@ -113,7 +113,7 @@ func (x *edit) del(id string) *Entry {
 // home picks the selector an entry is indexed under: the one with the fewest
 // entries so far; among equals the longest, which is the likeliest to be the
 // most specific.
-func (x *edit) home(selectors attest.Selectors) uint64 {
+func (x *edit) home(selectors selector.Set) uint64 {
 	var best uint64
 	fewest, longest := -1, 0
 	for s := range selectors.All() {

@@ -24,7 +24,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/spiffe-node/spiffe-node/pkg/attest"
+	"github.com/spiffe-node/spiffe-node/pkg/selector"
 )
 
 // Entry is a registration entry with the fields of SPIRE's
@@ -33,7 +33,7 @@ type Entry struct {
 	ID        string
 	SPIFFEID  spiffeid.ID
 	ParentID  spiffeid.ID
-	Selectors attest.Selectors
+	Selectors selector.Set
 	// X509SVIDTTL and JWTSVIDTTL are whole seconds; 0 = the authority's default.
 	X509SVIDTTL time.Duration
 	JWTSVIDTTL  time.Duration

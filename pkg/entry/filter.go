@@ -7,7 +7,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/spiffe-node/spiffe-node/pkg/attest"
+	"github.com/spiffe-node/spiffe-node/pkg/selector"
 )
 
 // MatchMode says how an entry's selectors, or federated trust domains, must
@@ -35,7 +35,7 @@ type Filter struct {
 
 // SelectorFilter compares an entry's selectors with given ones.
 type SelectorFilter struct {
-	Selectors attest.Selectors
+	Selectors selector.Set
 	Mode      MatchMode
 }
 
@@ -59,7 +59,7 @@ func (f *Filter) Keep(e *Entry) bool {
 	return true
 }
 
-func (f *SelectorFilter) keep(s attest.Selectors) bool {
+func (f *SelectorFilter) keep(s selector.Set) bool {
 	switch f.Mode {
 	case MatchExact:
 		return s.Equal(f.Selectors)

@@ -9,8 +9,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/spiffe-node/spiffe-node/pkg/attest"
 	"github.com/spiffe-node/spiffe-node/pkg/entry"
+	"github.com/spiffe-node/spiffe-node/pkg/selector"
 )
 
 func domains(names ...string) []spiffeid.TrustDomain {
@@ -43,12 +43,12 @@ func TestFilterModes(t *testing.T) {
 		{[]string{"c"}, 0},
 	} {
 		got, gotFed := 0, 0
-		toSelectors := func(in []string) attest.Selectors {
-			var out []attest.Selector
+		toSelectors := func(in []string) selector.Set {
+			var out []selector.Selector
 			for _, s := range in {
-				out = append(out, attest.MustSelector("t:"+s))
+				out = append(out, selector.Must("t:"+s))
 			}
-			return attest.NewSelectors(out...)
+			return selector.NewSet(out...)
 		}
 		e := &entry.Entry{Selectors: toSelectors(c.have), FederatesWith: domains(c.have...)}
 		for bit, mode := range []entry.MatchMode{entry.MatchExact, entry.MatchSubset, entry.MatchSuperset, entry.MatchAny} {

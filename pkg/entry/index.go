@@ -7,7 +7,7 @@ import (
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/spiffe-node/spiffe-node/pkg/attest"
+	"github.com/spiffe-node/spiffe-node/pkg/selector"
 )
 
 // The indices are keyed by hashes: keys stay short whatever the entries hold,
@@ -28,7 +28,7 @@ func makeKey(hash uint64) (k key) {
 	return k
 }
 
-func hashSelector(seed maphash.Seed, s attest.Selector) uint64 {
+func hashSelector(seed maphash.Seed, s selector.Selector) uint64 {
 	return maphash.Comparable(seed, s)
 }
 

@@ -7,7 +7,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/spiffe-node/spiffe-node/pkg/attest"
+	"github.com/spiffe-node/spiffe-node/pkg/selector"
 )
 
 // Input is an entry as a client spells it: nothing in it has been checked.
@@ -189,18 +189,18 @@ func (in *Input) federatesWith() ([]spiffeid.TrustDomain, error) {
 	return out, nil
 }
 
-func (in *Input) selectors() (attest.Selectors, error) {
+func (in *Input) selectors() (selector.Set, error) {
 	if len(in.Selectors) == 0 {
-		return attest.Selectors{}, errNoSelectors
+		return selector.Set{}, errNoSelectors
 	}
-	out := make([]attest.Selector, len(in.Selectors))
+	out := make([]selector.Selector, len(in.Selectors))
 	for i, s := range in.Selectors {
 		var err error
-		if out[i], err = attest.NewSelector(s.Type, s.Value); err != nil {
-			return attest.Selectors{}, err
+		if out[i], err = selector.New(s.Type, s.Value); err != nil {
+			return selector.Set{}, err
 		}
 	}
-	return attest.NewSelectors(out...), nil
+	return selector.NewSet(out...), nil
 }
 
 // CheckRepeated is the last check before an entry is stored, after those for

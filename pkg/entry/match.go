@@ -4,14 +4,14 @@ import (
 	"cmp"
 	"slices"
 
-	"github.com/spiffe-node/spiffe-node/pkg/attest"
+	"github.com/spiffe-node/spiffe-node/pkg/selector"
 )
 
 // Match is the entries whose selectors are all among the caller's, in the
 // order of their insertion. It looks only at entries whose home is one of the
 // caller's selectors. Entries without selectors match nobody. Expired entries
 // are not left out: deleting them is the registry's business.
-func (s *Set) Match(selectors attest.Selectors) []*Entry {
+func (s *Set) Match(selectors selector.Set) []*Entry {
 	found := s.match(selectors)
 	if len(found) == 0 {
 		return nil
@@ -23,7 +23,7 @@ func (s *Set) Match(selectors attest.Selectors) []*Entry {
 	return out
 }
 
-func (s *Set) match(selectors attest.Selectors) []*item {
+func (s *Set) match(selectors selector.Set) []*item {
 	var found []*item
 	for sel := range selectors.All() {
 		k := makeKey(hashSelector(s.lineage.seed, sel))
@@ -46,6 +46,6 @@ func (s *Set) match(selectors attest.Selectors) []*item {
 
 // Matches says whether a caller with these selectors gets the entry: Match for
 // one entry.
-func (e *Entry) Matches(selectors attest.Selectors) bool {
+func (e *Entry) Matches(selectors selector.Set) bool {
 	return e.Selectors.Len() > 0 && e.Selectors.SubsetOf(selectors)
 }

@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"slices"
 
-	"github.com/spiffe-node/spiffe-node/pkg/attest"
+	"github.com/spiffe-node/spiffe-node/pkg/selector"
 )
 
 // nearBudget bounds how many entries Nearest looks at.
@@ -15,7 +15,7 @@ type Near struct {
 	Entry *Entry
 	// Missing are the entry's selectors that the caller lacks, in order; at
 	// least one.
-	Missing []attest.Selector
+	Missing []selector.Selector
 }
 
 // Nearest is up to n entries that share a selector with the caller but ask for
@@ -23,7 +23,7 @@ type Near struct {
 // the newest. It is for explanations: it looks at those indexed under the
 // caller's selectors and then at the newest ones, 32,768 at most, and so may
 // overlook an old one in a large set.
-func (s *Set) Nearest(selectors attest.Selectors, n int) []Near {
+func (s *Set) Nearest(selectors selector.Set, n int) []Near {
 	if n <= 0 {
 		return nil
 	}
@@ -85,7 +85,7 @@ type candidate struct {
 	missing, shared int
 }
 
-func score(it *item, selectors attest.Selectors) candidate {
+func score(it *item, selectors selector.Set) candidate {
 	c := candidate{it: it}
 	for sel := range it.entry.Selectors.All() {
 		if selectors.Contains(sel) {

@@ -5,7 +5,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/spiffe-node/spiffe-node/pkg/attest"
+	"github.com/spiffe-node/spiffe-node/pkg/selector"
 )
 
 // Scope is what one agent is authorized for: of all entries of the trust
@@ -22,7 +22,7 @@ type Scope struct {
 	server spiffeid.ID
 
 	mu       sync.Mutex
-	node     attest.Selectors
+	node     selector.Set
 	stale    bool                 // node has changed since out was made
 	lineage  *lineage             // of the set Apply saw last
 	version  uint64               // likewise
@@ -45,12 +45,12 @@ func ServerID(td spiffeid.TrustDomain) spiffeid.ID {
 }
 
 // NewScope starts the scope of an agent with the given node selectors.
-func NewScope(agent spiffeid.ID, node attest.Selectors) *Scope {
+func NewScope(agent spiffeid.ID, node selector.Set) *Scope {
 	return &Scope{agent: agent, server: ServerID(agent.TrustDomain()), node: node}
 }
 
 // SetNode replaces the node selectors; the next Apply sees them.
-func (sc *Scope) SetNode(node attest.Selectors) {
+func (sc *Scope) SetNode(node selector.Set) {
 	sc.mu.Lock()
 	defer sc.mu.Unlock()
 	if !sc.node.Equal(node) {

@@ -7,12 +7,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/spiffe-node/spiffe-node/pkg/attest"
 	"github.com/spiffe-node/spiffe-node/pkg/entry"
+	"github.com/spiffe-node/spiffe-node/pkg/selector"
 )
 
 // naiveScope is the definition, written as a fixed point.
-func naiveScope(m model, agent spiffeid.ID, node attest.Selectors) []string {
+func naiveScope(m model, agent spiffeid.ID, node selector.Set) []string {
 	server := id("/spire/server")
 	parents := map[spiffeid.ID]bool{agent: true}
 	for _, e := range m {

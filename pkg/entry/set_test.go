@@ -10,15 +10,15 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/spiffe-node/spiffe-node/pkg/attest"
 	"github.com/spiffe-node/spiffe-node/pkg/entry"
+	"github.com/spiffe-node/spiffe-node/pkg/selector"
 )
 
 var td = spiffeid.RequireTrustDomainFromString("example.org")
 
 func id(path string) spiffeid.ID { return spiffeid.RequireFromPath(td, path) }
 
-func sels(in ...string) attest.Selectors { return attest.MustSelectors(in...) }
+func sels(in ...string) selector.Set { return selector.MustSet(in...) }
 
 // ids is the IDs of entries in order.
 func ids(entries []*entry.Entry) []string {
@@ -64,12 +64,12 @@ type gen struct{ *rand.Rand }
 
 func newGen(seed uint64) gen { return gen{rand.New(rand.NewPCG(seed, 1))} }
 
-func (g gen) selectors(maxLen int) attest.Selectors {
-	var out []attest.Selector
+func (g gen) selectors(maxLen int) selector.Set {
+	var out []selector.Selector
 	for range g.IntN(maxLen + 1) {
-		out = append(out, attest.MustSelector(fmt.Sprintf("t%d:v%d", g.IntN(3), g.IntN(4))))
+		out = append(out, selector.Must(fmt.Sprintf("t%d:v%d", g.IntN(3), g.IntN(4))))
 	}
-	return attest.NewSelectors(out...)
+	return selector.NewSet(out...)
 }
 
 func (g gen) path() spiffeid.ID { return id(fmt.Sprintf("/p%d", g.IntN(6))) }

@@ -7,7 +7,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/spiffe-node/spiffe-node/pkg/attest"
+	"github.com/spiffe-node/spiffe-node/pkg/selector"
 )
 
 // The texts in this file are SPIRE Server's: clients compare them.
@@ -127,7 +127,7 @@ func (e *Entry) checkStore(fields Fields) error {
 	return nil
 }
 
-func oneType(s attest.Selectors) bool {
+func oneType(s selector.Set) bool {
 	// The set is sorted by type first.
 	return s.Len() == 0 || s.At(0).Type() == s.At(s.Len()-1).Type()
 }

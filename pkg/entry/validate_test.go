@@ -9,8 +9,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/spiffe-node/spiffe-node/pkg/attest"
 	"github.com/spiffe-node/spiffe-node/pkg/entry"
+	"github.com/spiffe-node/spiffe-node/pkg/selector"
 )
 
 func input() *entry.Input {
@@ -139,7 +139,7 @@ func TestInputEntry(t *testing.T) {
 }
 
 var compareEntries = cmp.Options{
-	cmp.Comparer(func(a, b attest.Selectors) bool { return a.Equal(b) }),
+	cmp.Comparer(func(a, b selector.Set) bool { return a.Equal(b) }),
 	cmp.Comparer(func(a, b spiffeid.ID) bool { return a == b }),
 	cmp.Comparer(func(a, b spiffeid.TrustDomain) bool { return a == b }),
 }
