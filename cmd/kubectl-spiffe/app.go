@@ -90,7 +90,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.AddCommand(
 		a.entryCommand(), a.bundleCommand(), a.agentCommand(), a.tokenCommand(), a.x509Command(), a.jwtCommand(),
 		a.healthcheckCommand(), a.loggerCommand(), a.debugCommand(), a.ofPods(a.statusCommand()), a.ofPods(a.explainCommand()),
-		a.ofPods(a.secretCommand()), a.ofPods(a.checkCommand()), a.versionCommand(), a.tunnelCommand(),
+		a.ofPods(a.secretCommand()), a.ofPods(a.checkCommand()), a.migrateCommand(), a.versionCommand(), a.tunnelCommand(),
 	)
 	return root
 }

@@ -211,7 +211,7 @@ func TestCommandsAreNamedAsPeopleTypeThem(t *testing.T) {
 		"bundle show", "bundle list", "bundle set", "bundle delete", "bundle count",
 		"agent list", "agent show", "agent count", "agent ban", "agent evict",
 		"x509 mint", "jwt mint", "healthcheck", "logger get", "logger set", "logger reset", "debug getinfo",
-		"status", "explain", "secret", "check", "version",
+		"status", "explain", "secret", "check", "migrate config", "version",
 	} {
 		if !names[path] {
 			t.Errorf("no command %q", path)

@@ -38,6 +38,8 @@ const (
 	// given back, and trimPause how often it is looked whether they have.
 	trimAfter = 100
 	trimPause = time.Second
+	// keepLinks is how often the socket's other names are looked after.
+	keepLinks = time.Second
 )
 
 // public is the server on the socket that pods mount.
@@ -47,6 +49,7 @@ type public struct {
 	grpc     *grpc.Server
 	sds      *sds.Server
 	workload *workloadapi.Server
+	log      *slog.Logger
 }
 
 // callers turns the context of a call into what the domain knows of its caller.
@@ -156,6 +159,8 @@ func (p *public) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	trimming.Go(func() { p.trim(ctx) })
+	var links sync.WaitGroup
+	links.Go(func() { p.socket.KeepLinks(ctx, keepLinks, p.linked) })
 	served := make(chan error, 1)
 	go func() { served <- p.grpc.Serve(p.listener) }()
 	select {
@@ -163,11 +168,20 @@ func (p *public) run(ctx context.Context) error {
 		return fmt.Errorf("serve %s: %w", p.socket.Path(), err)
 	case <-ctx.Done():
 	}
+	links.Wait() // or it would make again what is removed now
 	err := p.socket.Unpublish()
 	stop := time.AfterFunc(drain, p.grpc.Stop)
 	p.grpc.GracefulStop()
 	stop.Stop()
 	return errors.Join(err, <-served)
+}
+
+func (p *public) linked(link string, err error) {
+	if err != nil {
+		p.log.Error("a name of the socket was removed and cannot be made again", slog.String("path", link), slog.Any("error", err))
+		return
+	}
+	p.log.Warn("a name of the socket was removed by somebody else and has been made again", slog.String("path", link))
 }
 
 // trim gives memory back to the system when many connections have come or gone

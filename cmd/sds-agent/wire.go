@@ -179,7 +179,7 @@ func (n *node) buildPublic(cfg *config.Agent, a *agent) (err error) {
 		return errors.New("attestation.requirePeerPIDFD is set, but this kernel has no SO_PEERPIDFD (Linux 6.5)")
 	}
 	c := callers{n.manager}
-	p := &public{listener: listener, socket: n.socket, grpc: newGRPC(cfg.Limits.StreamsPerConn, a.log)}
+	p := &public{listener: listener, socket: n.socket, grpc: newGRPC(cfg.Limits.StreamsPerConn, a.log), log: a.log}
 	wait := time.Duration(cfg.WorkloadAPI.FetchWait)
 	if wait == 0 {
 		wait = -1 // both services take 0 for their own default

@@ -14,6 +14,22 @@ func Reference() string { return reference(Default()) }
 // AuthorityReference is the same for the authority's configuration.
 func AuthorityReference() string { return reference(DefaultAuthority()) }
 
+// Keys are the keys of an agent's configuration, in the order of Reference.
+func Keys() []string { return keys("", reflect.TypeFor[Agent]()) }
+
+func keys(prefix string, t reflect.Type) []string {
+	var out []string
+	for f := range t.Fields() {
+		name, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		if f.Type.Kind() == reflect.Struct {
+			out = append(out, keys(prefix+name+".", f.Type)...)
+		} else {
+			out = append(out, prefix+name)
+		}
+	}
+	return out
+}
+
 func reference(defaults any) string {
 	var b strings.Builder
 	b.WriteString("| key | type | default | meaning |\n|---|---|---|---|\n")

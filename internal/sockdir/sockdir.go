@@ -7,7 +7,8 @@
 // it: the directory is created or adopted, never removed or replaced. The
 // socket changes by bind and rename inside it, so that its name never points
 // to nothing while an agent replaces another. A socket is unlinked only while
-// its inode is still the one this process made.
+// its inode is still the one this process made. An agent of another make may
+// unlink by name when it ends: links to the socket are made again.
 //
 // # Threats
 //
@@ -17,6 +18,7 @@
 package sockdir
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -25,6 +27,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
+	"time"
 )
 
 // Socket is a listening unix socket published in a directory.
@@ -83,19 +86,56 @@ func (s *Socket) publish(tmp, dir, name string, links []string) error {
 		return fmt.Errorf("publish socket: %w", err)
 	}
 	for _, link := range links {
-		tmpLink := filepath.Join(dir, "."+link+"."+strconv.Itoa(os.Getpid()))
-		if err := os.Remove(tmpLink); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove left-over link: %w", err)
-		}
-		if err := os.Symlink(name, tmpLink); err != nil {
-			return fmt.Errorf("publish alternate socket name %q: %w", link, err)
-		}
-		if err := os.Rename(tmpLink, filepath.Join(dir, link)); err != nil {
-			return fmt.Errorf("publish alternate socket name %q: %w", link, err)
+		if err := s.link(filepath.Join(dir, link)); err != nil {
+			return err
 		}
 		s.links = append(s.links, filepath.Join(dir, link))
 	}
 	return nil
+}
+
+// link makes path a relative link to the socket, whatever it was.
+func (s *Socket) link(path string) error {
+	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+strconv.Itoa(os.Getpid()))
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove left-over link: %w", err)
+	}
+	err := os.Symlink(filepath.Base(s.path), tmp)
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		return fmt.Errorf("publish alternate socket name %q: %w", filepath.Base(path), err)
+	}
+	return nil
+}
+
+// KeepLinks makes links again that somebody has removed, until ctx ends:
+// SPIRE Agent unlinks its socket's name when it ends, also if this agent has
+// taken the directory over before. A link must be missing at two looks, every
+// apart, for the agent that comes next removes a name before it binds it; one
+// that is there and leads elsewhere is that agent's. said is told of each link
+// that was made, or why it could not be.
+func (s *Socket) KeepLinks(ctx context.Context, every time.Duration, said func(link string, err error)) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	missing := map[string]bool{}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		current := s.Current()
+		for _, link := range s.links {
+			_, err := os.Lstat(link)
+			gone := current && errors.Is(err, fs.ErrNotExist)
+			if gone && missing[link] {
+				said(link, s.link(link))
+			}
+			missing[link] = gone
+		}
+	}
 }
 
 // Path is where the socket is published.

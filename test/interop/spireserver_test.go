@@ -1,6 +1,7 @@
 package interop_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -94,6 +95,12 @@ type server interface {
 // joined starts an agent that gets its identities from a server.
 func joined(t *testing.T, s server, address, token string) *agent {
 	t.Helper()
+	return joinedAt(t, s, address, token, "")
+}
+
+// joinedAt is joined with a socket directory of its own; "" = one that is made.
+func joinedAt(t *testing.T, s server, address, token, public string) *agent {
+	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "sn-") //nolint:usetesting // t.TempDir is no tmpfs and too long for a socket
 	if err != nil {
 		t.Skipf("no tmpfs at /dev/shm: %v", err)
@@ -118,7 +125,7 @@ authority:
 identity: {stateDirectory: %s}
 health: {address: "%s"}
 log: {level: debug}
-`, trustDomain, n.path("public"), n.admin(), address, s.path("bundle.pem"), n.path("token"), n.path("state"), n.health)
+`, trustDomain, cmp.Or(public, n.path("public")), n.admin(), address, s.path("bundle.pem"), n.path("token"), n.path("state"), n.health)
 	if err := os.WriteFile(n.path("agent.yaml"), []byte(doc), 0o600); err != nil {
 		t.Fatal(err)
 	}
