@@ -138,4 +138,3 @@ func judgeAccount(r *agentconf.Result) error {
 	}
 	return errors.Join(errs...)
 }
-
