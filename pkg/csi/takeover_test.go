@@ -58,9 +58,17 @@ func TestTakeOverFromSPIFFECSI(t *testing.T) {
 			n.wantNothing(r)
 
 			// Another outlives a restart of the kubelet, which publishes again: now
-			// it is on record.
+			// it is on record, and the next restart takes a stack down.
 			n.spiffeCSI(t, r, times)
 			n.publish(r)
+			n.wantRecord(r, true)
+			if got := mountsAt(t, r.GetTargetPath()); got != times {
+				t.Errorf("%d mounts after the publish, %d before: a pod may be using them", got, times)
+			}
+			n.start()
+			if _, _, err := n.driver.Reconcile(ctx); err != nil {
+				t.Fatal(err)
+			}
 			n.wantPublished(r)
 			n.unpublish(unpublishOf(r))
 			n.wantNothing(r)
