@@ -1,9 +1,9 @@
 package svid
 
 import (
-	"crypto/sha256"
-	"fmt"
 	"time"
+
+	"github.com/spiffe-node/spiffe-node/internal/memstate"
 )
 
 // AnyFilesystem lets a test keep restart state outside tmpfs.
@@ -34,11 +34,15 @@ func (m *Manager) Records() (records, groups, alarms int) {
 
 // SealState puts a right header before a body, and DecodeState reads a file.
 func SealState(body string) string {
-	return fmt.Sprintf("%s%x\n%s", stateHeader, sha256.Sum256([]byte(body)), body)
+	return string(memstate.Seal(stateHeader, []byte(body)))
 }
 
 func DecodeState(data []byte) error {
-	_, records, err := decodeState(data, time.Now())
+	body, err := memstate.Unseal(stateHeader, data)
+	if err != nil {
+		return err
+	}
+	_, records, err := decodeState(body, time.Now())
 	for _, r := range records {
 		if r.svid == nil || r.entry.ID == "" || r.entry.Selectors.Len() == 0 {
 			panic("half a record")

@@ -6,13 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/spiffe-node/spiffe-node/internal/durable"
+	"github.com/spiffe-node/spiffe-node/internal/memstate"
 	"github.com/spiffe-node/spiffe-node/pkg/authority"
 	"github.com/spiffe-node/spiffe-node/pkg/entry"
 )
@@ -36,44 +32,23 @@ const (
 
 // stateFile is where the restart state lives.
 type stateFile struct {
-	path   string
+	*memstate.File
 	urgent chan struct{} // something must be erased: no delay
 }
 
 // openState checks that keys may be put into dir.
 func openState(dir string, anyFilesystem bool) (*stateFile, error) {
-	if err := durable.OwnerDir(dir); err != nil {
+	file, err := memstate.Open(memstate.Config{
+		Dir: dir, Name: stateName, Header: stateHeader, Limit: stateLimit, AnyFilesystem: anyFilesystem,
+	})
+	if err != nil {
 		return nil, fmt.Errorf("restart state: %w", err)
 	}
-	if !anyFilesystem {
-		if err := checkMemory(dir); err != nil {
-			return nil, err
-		}
-	}
-	f := &stateFile{path: filepath.Join(dir, stateName), urgent: make(chan struct{}, 1)}
-	if err := durable.RemoveTemp(f.path); err != nil {
-		return nil, fmt.Errorf("restart state: %w", err)
-	}
-	return f, nil
+	return &stateFile{File: file, urgent: make(chan struct{}, 1)}, nil
 }
 
 // ErrOnDisk refuses a Config.StateDir that is not in memory.
-var ErrOnDisk = errors.New("restart state: private keys must not reach a disk")
-
-// checkMemory refuses a directory that would put keys on a disk.
-func checkMemory(dir string) error {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return fmt.Errorf("restart state: statfs %s: %w", dir, err)
-	}
-	switch uint32(st.Type) {
-	case unix.TMPFS_MAGIC, unix.RAMFS_MAGIC:
-		return nil
-	}
-	return fmt.Errorf("%w: %s is on a filesystem of type %#x, not tmpfs; "+
-		"set --state-dir (identity.stateDirectory) to a directory on tmpfs such as /run/spiffe-node/state, or to nothing to keep no restart state",
-		ErrOnDisk, dir, uint32(st.Type))
-}
+var ErrOnDisk = memstate.ErrOnDisk
 
 // hurry has the state written without delay. A nil stateFile does nothing.
 func (f *stateFile) hurry() {
@@ -111,11 +86,10 @@ func (m *Manager) keepState(ctx context.Context) {
 }
 
 func (m *Manager) saveState() {
-	data, err := m.encodeState()
+	body, err := m.encodeState()
 	if err == nil {
-		err = durable.WriteFile(m.state.path, data, 0o600)
+		err = m.state.Write(body)
 	}
-	clear(data) // it holds keys
 	if err != nil {
 		m.log.Error("restart state was not written; an agent restarted now waits for the authority", slog.Any("error", err))
 	}
@@ -124,25 +98,15 @@ func (m *Manager) saveState() {
 // restore loads what the process before left. Whatever is wrong with it, the
 // agent starts; a file that cannot be trusted is set aside.
 func (m *Manager) restore() {
-	info, err := os.Lstat(m.state.path)
+	body, err := m.state.Read()
 	if errors.Is(err, fs.ErrNotExist) {
 		return
-	}
-	var data []byte
-	if err == nil {
-		err = durable.CheckOwnerFile(m.state.path)
-	}
-	if err == nil && info.Size() > stateLimit {
-		err = fmt.Errorf("the file has %d bytes, more than %d", info.Size(), stateLimit)
-	}
-	if err == nil {
-		data, err = os.ReadFile(m.state.path)
 	}
 	var bundles *authority.BundleSet
 	var records []*record
 	if err == nil {
-		bundles, records, err = decodeState(data, m.now())
-		clear(data)
+		bundles, records, err = decodeState(body, m.now())
+		clear(body)
 	}
 	if err != nil {
 		m.setAside(err)
@@ -172,8 +136,7 @@ func (m *Manager) restore() {
 }
 
 func (m *Manager) setAside(why error) {
-	bad := m.state.path + ".bad"
-	err := os.Rename(m.state.path, bad)
+	bad, err := m.state.SetAside()
 	m.log.Error("restart state is not usable and was set aside; identities come from the authority",
 		slog.String("kept_as", bad), slog.Any("error", errors.Join(why, err)))
 }

@@ -3,7 +3,6 @@ package svid
 import (
 	"bytes"
 	"crypto"
-	"crypto/sha256"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -97,8 +96,7 @@ func (m *Manager) encodeState() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode restart state: %w", err)
 	}
-	defer clear(body)
-	return append(fmt.Appendf(make([]byte, 0, len(body)+128), "%s%x\n", stateHeader, sha256.Sum256(body)), body...), nil
+	return body, nil
 }
 
 func saveBundles(set *authority.BundleSet) (*savedBundles, error) {
@@ -147,17 +145,9 @@ func saveEntry(e *entry.Entry) savedEntry {
 	return out
 }
 
-// decodeState reads a state file: all of it, or an error. Identities that
-// expired since are left out.
-func decodeState(data []byte, now time.Time) (*authority.BundleSet, []*record, error) {
-	head, body, ok := bytes.Cut(data, []byte("\n"))
-	sum, isOurs := bytes.CutPrefix(head, []byte(stateHeader))
-	if !ok || !isOurs {
-		return nil, nil, fmt.Errorf("the file does not start with %q: it is of another version or no restart state", stateHeader)
-	}
-	if string(sum) != fmt.Sprintf("%x", sha256.Sum256(body)) {
-		return nil, nil, errors.New("the checksum does not match: the file was cut or changed")
-	}
+// decodeState reads the body of a state file: all of it, or an error.
+// Identities that expired since are left out.
+func decodeState(body []byte, now time.Time) (*authority.BundleSet, []*record, error) {
 	var st savedState
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.DisallowUnknownFields()

@@ -68,17 +68,17 @@ func (b *agentBook) get(id spiffeid.ID) (*Agent, error) {
 
 // Agents yields the attested nodes in the order of their first attestation.
 func (a *Authority) Agents() iter.Seq[*Agent] {
-	book := a.agents.get()
+	book := a.agents.Get()
 	return func(yield func(*Agent) bool) {
 		book.byRow.Root().Walk(func(_ []byte, agent *Agent) bool { return !yield(agent) })
 	}
 }
 
 // AgentCount is the number of attested nodes.
-func (a *Authority) AgentCount() int { return a.agents.get().byRow.Len() }
+func (a *Authority) AgentCount() int { return a.agents.Get().byRow.Len() }
 
 // Agent is one attested node. Error: ErrNotFound.
-func (a *Authority) Agent(id spiffeid.ID) (*Agent, error) { return a.agents.get().get(id) }
+func (a *Authority) Agent(id spiffeid.ID) (*Agent, error) { return a.agents.Get().get(id) }
 
 // UpsertAgent records an attestation or a renewal. A ban stays: only
 // DeleteAgent lifts it. A version that is not given stays as it was. Errors:
@@ -92,7 +92,7 @@ func (a *Authority) UpsertAgent(ctx context.Context, agent *Agent) (*Agent, erro
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	book := a.agents.get()
+	book := a.agents.Get()
 	c := *agent
 	c.Row = book.lastRow + 1
 	if old, err := book.get(agent.ID); err == nil {
@@ -113,7 +113,7 @@ func (a *Authority) BanAgent(ctx context.Context, id spiffeid.ID) (*Agent, error
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	book := a.agents.get()
+	book := a.agents.Get()
 	old, err := book.get(id)
 	if err != nil {
 		return nil, err
@@ -138,7 +138,7 @@ func (a *Authority) UpdateAgent(ctx context.Context, id spiffeid.ID, edit func(*
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	book := a.agents.get()
+	book := a.agents.Get()
 	old, err := book.get(id)
 	if err != nil {
 		return nil, err
@@ -160,7 +160,7 @@ func (a *Authority) storeAgent(book *agentBook, agent *Agent) (*Agent, error) {
 	if err := a.commit(put(bucketAgents, rowKey(agent.Row), content)); err != nil {
 		return nil, fmt.Errorf("store agent %s: %w", agent.ID, err)
 	}
-	a.agents.set(book.with(agent))
+	a.agents.Set(book.with(agent))
 	return agent, nil
 }
 
@@ -172,7 +172,7 @@ func (a *Authority) DeleteAgent(ctx context.Context, id spiffeid.ID) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	book := a.agents.get()
+	book := a.agents.Get()
 	old, err := book.get(id)
 	if err != nil {
 		return err
@@ -180,7 +180,7 @@ func (a *Authority) DeleteAgent(ctx context.Context, id spiffeid.ID) error {
 	if err := a.storeEntries(nil, a.aliasesOf(old), remove(bucketAgents, rowKey(old.Row))); err != nil {
 		return fmt.Errorf("delete agent %s: %w", id, err)
 	}
-	a.agents.set(book.without(old))
+	a.agents.Set(book.without(old))
 	return nil
 }
 

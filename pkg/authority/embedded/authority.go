@@ -11,6 +11,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/spiffe-node/spiffe-node/internal/latest"
 	"github.com/spiffe-node/spiffe-node/pkg/authority"
 	"github.com/spiffe-node/spiffe-node/pkg/entry"
 )
@@ -33,9 +34,9 @@ type Authority struct {
 
 	// What readers see: immutable values, replaced whole after their change is
 	// durable.
-	entries *latest[*entry.Set]
-	bundles *latest[*bundleBook]
-	agents  *latest[*agentBook]
+	entries *latest.Value[*entry.Set]
+	bundles *latest.Value[*bundleBook]
+	agents  *latest.Value[*agentBook]
 	journal atomic.Pointer[journal]
 
 	closed    chan struct{}

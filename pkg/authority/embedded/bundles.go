@@ -77,7 +77,7 @@ func (b *bundleBook) publishable() *bundleBook {
 
 // publishBundle shows a stored bundle to readers. The caller holds mu.
 func (a *Authority) publishBundle(s *bundleState) {
-	a.bundles.set(a.bundles.get().with(s).publishable())
+	a.bundles.Set(a.bundles.Get().with(s).publishable())
 	if s.row == ownRow {
 		a.metrics.version.Set(float64(s.Sequence))
 	}
@@ -85,10 +85,10 @@ func (a *Authority) publishBundle(s *bundleState) {
 
 // OwnBundle is the bundle of the own trust domain: active, prepared, old and
 // tainted authorities.
-func (a *Authority) OwnBundle() *Bundle { return a.bundles.get().own.Bundle }
+func (a *Authority) OwnBundle() *Bundle { return a.bundles.Get().own.Bundle }
 
 // BundleCount is the number of bundles, the own one included.
-func (a *Authority) BundleCount() int { return 1 + len(a.bundles.get().federated) }
+func (a *Authority) BundleCount() int { return 1 + len(a.bundles.Get().federated) }
 
 // FederatedBundle is a bundle at its place in the listing.
 type FederatedBundle struct {
@@ -98,7 +98,7 @@ type FederatedBundle struct {
 
 // FederatedBundles are in the order of their creation.
 func (a *Authority) FederatedBundles() []FederatedBundle {
-	book := a.bundles.get()
+	book := a.bundles.Get()
 	out := make([]FederatedBundle, 0, len(book.federated))
 	for _, s := range book.federated {
 		out = append(out, FederatedBundle{s.row, s.Bundle})
@@ -109,7 +109,7 @@ func (a *Authority) FederatedBundles() []FederatedBundle {
 
 // FederatedBundle is the bundle of one foreign trust domain. Error: ErrNotFound.
 func (a *Authority) FederatedBundle(td spiffeid.TrustDomain) (*Bundle, error) {
-	if s, ok := a.bundles.get().federated[td]; ok {
+	if s, ok := a.bundles.Get().federated[td]; ok {
 		return s.Bundle, nil
 	}
 	return nil, notFound("bundle not found")
@@ -126,7 +126,7 @@ func (a *Authority) AppendBundle(ctx context.Context, roots []*x509.Certificate,
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	b := a.bundles.get().own.clone()
+	b := a.bundles.Get().own.clone()
 	before := len(b.X509) + len(b.JWT)
 	for _, cert := range roots {
 		if !slices.ContainsFunc(b.X509, func(r Root) bool { return r.Certificate.Equal(cert) }) {
@@ -206,7 +206,7 @@ func (a *Authority) changeFederated(ctx context.Context, td spiffeid.TrustDomain
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	book := a.bundles.get()
+	book := a.bundles.Get()
 	row := book.lastRow + 1
 	var oldBundle *Bundle
 	old := book.federated[td]
@@ -258,7 +258,7 @@ func (a *Authority) DeleteFederatedBundle(ctx context.Context, td spiffeid.Trust
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	book := a.bundles.get()
+	book := a.bundles.Get()
 	s, ok := book.federated[td]
 	if !ok {
 		return notFound("bundle not found")
@@ -291,6 +291,6 @@ func (a *Authority) DeleteFederatedBundle(ctx context.Context, td spiffeid.Trust
 	if err := a.storeEntries(changed, removed, remove(bucketBundles, rowKey(s.row))); err != nil {
 		return fmt.Errorf("delete bundle of %s: %w", td, err)
 	}
-	a.bundles.set(book.without(td).publishable())
+	a.bundles.Set(book.without(td).publishable())
 	return nil
 }

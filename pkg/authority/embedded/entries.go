@@ -13,14 +13,14 @@ import (
 )
 
 // Set is the newest snapshot of all registration entries.
-func (a *Authority) Set() *entry.Set { return a.entries.get() }
+func (a *Authority) Set() *entry.Set { return a.entries.Get() }
 
 // Entries waits until the set is newer than after, or ctx ends.
 func (a *Authority) Entries(ctx context.Context, after uint64) (*entry.Set, error) {
 	if err := a.ready(ctx); err != nil {
 		return nil, err
 	}
-	return a.entries.wait(ctx, a.closed, func(s *entry.Set) bool { return s.Version() > after })
+	return wait(ctx, a, a.entries, func(s *entry.Set) bool { return s.Version() > after })
 }
 
 // Result is the outcome for one item of a batch: the stored entry, or why not.
@@ -126,7 +126,7 @@ func (a *Authority) admit(b *batch, e *entry.Entry) error {
 // checkReferences checks what an entry's store would: that the bundles exist
 // and that no DNS name is given twice.
 func (a *Authority) checkReferences(e *entry.Entry) error {
-	federated := a.bundles.get().federated
+	federated := a.bundles.Get().federated
 	for _, td := range e.FederatesWith {
 		if _, ok := federated[td]; !ok && td != a.cfg.TrustDomain {
 			return &NoBundleError{td}
@@ -305,7 +305,7 @@ func (a *Authority) storeEntries(changed []*entry.Entry, removed []string, more 
 		return err
 	}
 	if next != old {
-		a.entries.set(next)
+		a.entries.Set(next)
 		a.metrics.entries.Set(float64(next.Len()))
 	}
 	return nil

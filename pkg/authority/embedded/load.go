@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/spiffe-node/spiffe-node/internal/latest"
 	"github.com/spiffe-node/spiffe-node/pkg/authority"
 	"github.com/spiffe-node/spiffe-node/pkg/entry"
 )
@@ -45,10 +46,10 @@ func (a *Authority) load() error {
 		return fmt.Errorf("%w: %s: two entries share an ID; %s", ErrCorrupt, a.cfg.StatePath, remedy)
 	}
 	l.book.set = &authority.BundleSet{}
-	a.entries, a.agents = newLatest(set), newLatest(l.agents)
-	a.bundles, a.tokens = newLatest(&l.book), l.tokens
+	a.entries, a.agents = latest.New(set), latest.New(l.agents)
+	a.bundles, a.tokens = latest.New(&l.book), l.tokens
 	if l.book.own != nil {
-		a.bundles = newLatest(l.book.publishable())
+		a.bundles = latest.New(l.book.publishable())
 		a.metrics.version.Set(float64(l.book.own.Sequence))
 	}
 	a.journal.Store(l.resume())

@@ -143,7 +143,7 @@ func (a *Authority) taint(ctx context.Context, k kind, id string) (_ LocalAuthor
 		return LocalAuthority{}, invalid(fmt.Sprintf("only Old local authorities can be tainted: unsupported local authority status: %s", s.next.state), nil)
 	}
 	defer func() { a.metrics.rotations.WithLabelValues(string(k), "taint", outcome(err)).Inc() }()
-	b := a.bundles.get().own.clone()
+	b := a.bundles.Get().own.clone()
 	tainted := b.find(k, id)
 	switch {
 	case tainted == nil:
@@ -196,7 +196,7 @@ func (a *Authority) revoke(ctx context.Context, k kind, id string) (err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := a.journal.Load().of(k)
-	b := a.bundles.get().own.clone()
+	b := a.bundles.Get().own.clone()
 	if err := checkRevocable(k, *s, b, id); err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ func (n *NodeEntries) Entries(ctx context.Context, after uint64) (*entry.Set, er
 		return nil, err
 	}
 	var scoped *entry.Set
-	_, err := n.authority.entries.wait(ctx, n.authority.closed, func(global *entry.Set) bool {
+	_, err := wait(ctx, n.authority, n.authority.entries, func(global *entry.Set) bool {
 		scoped = n.view(global)
 		return scoped.Version() > after
 	})
@@ -73,4 +73,4 @@ func (n *NodeEntries) SetNode(node attest.Selectors) {
 }
 
 // nudge lets every waiting reader of entries look again. The caller holds mu.
-func (a *Authority) nudge() { a.entries.set(a.entries.get()) }
+func (a *Authority) nudge() { a.entries.Set(a.entries.Get()) }

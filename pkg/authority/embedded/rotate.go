@@ -44,7 +44,7 @@ func (a *Authority) rotate(now time.Time) error {
 func (a *Authority) take(k kind, st step, now time.Time) (err error) {
 	defer func() { a.metrics.rotations.WithLabelValues(string(k), string(st), outcome(err)).Inc() }()
 	s := *a.journal.Load().of(k)
-	book := a.bundles.get()
+	book := a.bundles.Get()
 	var changes []change
 	var fresh *bundleState
 	if st == stepPrepare || st == stepReplace {
@@ -137,7 +137,7 @@ func (a *Authority) generate(k kind, own *bundleState, now time.Time) (*slot, *b
 func (a *Authority) pruneBundle(now time.Time) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	own := a.bundles.get().own
+	own := a.bundles.Get().own
 	j := a.journal.Load()
 	gone := func(id string, k kind, notAfter time.Time) bool {
 		if s := j.of(k); s.current != nil && s.current.id == id {

@@ -184,7 +184,7 @@ func (a *Authority) Bundles(ctx context.Context, after uint64) (*authority.Bundl
 	if err := a.ready(ctx); err != nil {
 		return nil, err
 	}
-	book, err := a.bundles.wait(ctx, a.closed, func(b *bundleBook) bool { return b.set.Version > after })
+	book, err := wait(ctx, a, a.bundles, func(b *bundleBook) bool { return b.set.Version > after })
 	if err != nil {
 		return nil, err
 	}

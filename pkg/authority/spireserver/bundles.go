@@ -142,7 +142,7 @@ func (c *Client) takeOwn(b *ownBundle) {
 		c.stateChanged()
 	}
 	c.publishBundles()
-	if id := c.identity.get(); id != nil && c.taintedSVID(id, b) && c.store.mayReplace() {
+	if id := c.identity.Get(); id != nil && c.taintedSVID(id, b) && c.store.mayReplace() {
 		c.tainted.Store(id) // replaced at once
 		signal(c.wakeID)
 	}
@@ -276,7 +276,7 @@ func (c *Client) publishBundles() {
 	if own == nil || !c.store.complete {
 		return
 	}
-	old := c.bundles.get()
+	old := c.bundles.Get()
 	next := &authority.BundleSet{
 		Version: 1, Own: own.Bundle, Federated: c.store.federated,
 		TaintedX509: own.taintedX509, TaintedJWT: own.taintedJWT,
@@ -288,5 +288,5 @@ func (c *Client) publishBundles() {
 		}
 		next.Version = old.Version + 1
 	}
-	c.bundles.set(next)
+	c.bundles.Set(next)
 }

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 
+	"github.com/spiffe-node/spiffe-node/internal/latest"
 	"github.com/spiffe-node/spiffe-node/pkg/authority"
 	"github.com/spiffe-node/spiffe-node/pkg/entry"
 )
@@ -34,10 +35,10 @@ type Client struct {
 	tasks  sync.WaitGroup // batches and the like, which outlive their callers
 
 	links    links
-	identity *latest[*nodeSVID]            // nil until attested
-	set      *latest[*entry.Set]           // nil until heard of
-	bundles  *latest[*authority.BundleSet] // nil until heard of
-	state    *stateFile                    // nil = nothing is kept
+	identity *latest.Value[*nodeSVID]            // nil until attested
+	set      *latest.Value[*entry.Set]           // nil until heard of
+	bundles  *latest.Value[*authority.BundleSet] // nil until heard of
+	state    *stateFile                          // nil = nothing is kept
 
 	trustMu   sync.Mutex
 	trust     *x509bundle.Bundle // to verify the server with; nil = not known yet
@@ -54,14 +55,14 @@ type Client struct {
 	verified   atomic.Int64             // when a server proved itself last, Unix nanoseconds
 
 	hurry  chan struct{}
-	asked  atomic.Uint64        // syncs asked for by resync
-	synced *latest[syncOutcome] // what became of them
-	first  atomic.Int64         // address to begin with
-	follow follower             // belongs to the sync loop
-	store  bundleStore          // own and federated bundles
-	ledger ledger               // entries, and those that went missing
-	batch  batcher              // X.509-SVIDs waiting to be signed
-	report report               // for Status
+	asked  atomic.Uint64              // syncs asked for by resync
+	synced *latest.Value[syncOutcome] // what became of them
+	first  atomic.Int64               // address to begin with
+	follow follower                   // belongs to the sync loop
+	store  bundleStore                // own and federated bundles
+	ledger ledger                     // entries, and those that went missing
+	batch  batcher                    // X.509-SVIDs waiting to be signed
+	report report                     // for Status
 }
 
 // rejection is the server's refusal of one SVID.
@@ -83,10 +84,10 @@ func New(cfg Config) (*Client, error) {
 	}
 	c := &Client{
 		cfg: cfg, log: cfg.Logger, met: cfg.Metrics, server: server,
-		identity: newLatest[*nodeSVID](nil),
-		set:      newLatest[*entry.Set](nil),
-		bundles:  newLatest[*authority.BundleSet](nil),
-		synced:   newLatest(syncOutcome{}),
+		identity: latest.New[*nodeSVID](nil),
+		set:      latest.New[*entry.Set](nil),
+		bundles:  latest.New[*authority.BundleSet](nil),
+		synced:   latest.New(syncOutcome{}),
 		wakeID:   make(chan struct{}, 1),
 		hurry:    make(chan struct{}, 1),
 	}
@@ -141,12 +142,12 @@ func (c *Client) Hurry() { signal(c.hurry) }
 // Entries waits until the set of entries this agent is authorized for is newer
 // than after, or ctx ends.
 func (c *Client) Entries(ctx context.Context, after uint64) (*entry.Set, error) {
-	return c.set.wait(ctx, func(s *entry.Set) bool { return s != nil && s.Version() > after })
+	return c.set.Wait(ctx, nil, func(s *entry.Set) bool { return s != nil && s.Version() > after })
 }
 
 // Bundles waits until the trust bundles are newer than after, or ctx ends.
 func (c *Client) Bundles(ctx context.Context, after uint64) (*authority.BundleSet, error) {
-	return c.bundles.wait(ctx, func(s *authority.BundleSet) bool { return s != nil && s.Version > after })
+	return c.bundles.Wait(ctx, nil, func(s *authority.BundleSet) bool { return s != nil && s.Version > after })
 }
 
 func (c *Client) trusted() (*x509bundle.Bundle, bool) {
@@ -245,7 +246,7 @@ func (c *Client) recycle(l *link, err error) {
 func (c *Client) reject(svid *nodeSVID, r reason) {
 	c.rejectedMu.Lock()
 	defer c.rejectedMu.Unlock()
-	if c.identity.get() == svid && c.rejected == nil {
+	if c.identity.Get() == svid && c.rejected == nil {
 		c.rejected = &rejection{svid, r}
 		signal(c.wakeID)
 	}
@@ -267,7 +268,7 @@ type Status struct {
 // Status is a picture of the moment.
 func (c *Client) Status() Status {
 	s := c.report.status()
-	if id := c.identity.get(); id != nil {
+	if id := c.identity.Get(); id != nil {
 		s.AgentID, s.SVIDExpires = id.ID, id.expires()
 		s.Attested = time.Now().Before(s.SVIDExpires)
 	}

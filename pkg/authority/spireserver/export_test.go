@@ -2,8 +2,6 @@ package spireserver
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"log/slog"
 	"net"
 	"net/http"
@@ -13,6 +11,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/spiffe-node/spiffe-node/internal/latest"
+	"github.com/spiffe-node/spiffe-node/internal/memstate"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/typespb"
 	"github.com/spiffe-node/spiffe-node/internal/watchpb"
 	"github.com/spiffe-node/spiffe-node/pkg/authority"
@@ -39,7 +39,7 @@ func BundleFromWire(td spiffeid.TrustDomain, in *typespb.Bundle) (*spiffebundle.
 
 func quiet(td spiffeid.TrustDomain) *Client {
 	c := &Client{cfg: Config{TrustDomain: td}, log: slog.New(slog.DiscardHandler), met: NewMetrics(nil)}
-	c.identity, c.set, c.bundles = newLatest[*nodeSVID](nil), newLatest[*entry.Set](nil), newLatest[*authority.BundleSet](nil)
+	c.identity, c.set, c.bundles = latest.New[*nodeSVID](nil), latest.New[*entry.Set](nil), latest.New[*authority.BundleSet](nil)
 	c.ledger = ledger{missing: map[string]absence{}, denied: map[string]bool{}}
 	c.follow.posted = true
 	return c
@@ -74,8 +74,7 @@ func Pushed(tb testing.TB, td spiffeid.TrustDomain, ev *watchpb.WatchEvent) {
 
 // Summed is a state with the checksum that belongs to it.
 func Summed(body []byte) []byte {
-	sum := sha256.Sum256(body)
-	return append([]byte(stateHeader+hex.EncodeToString(sum[:])+"\n"), body...)
+	return memstate.Seal(stateHeader, body)
 }
 
 // Pace drives the rhythm of syncs: the pause after each of n syncs of the given

@@ -72,7 +72,7 @@ func (c *Client) newNodeSVID(chain [][]byte, key crypto.Signer, reattestable boo
 func (c *Client) keepIdentity(ctx context.Context) {
 	failures := 0
 	for ctx.Err() == nil {
-		id := c.identity.get()
+		id := c.identity.Get()
 		step, how := c.nextStep(id)
 		var wait time.Duration
 		if step == nil {
@@ -161,7 +161,7 @@ func (c *Client) install(svid *nodeSVID, how string) error {
 	c.rejectedMu.Lock()
 	c.rejected = nil
 	c.rejectedMu.Unlock()
-	c.identity.set(svid)
+	c.identity.Set(svid)
 	c.met.expiry.Set(float64(svid.expires().Unix()))
 	c.report.edit(func(r *report) { r.identityErr, r.s.Banned = nil, false })
 	c.log.Info("agent SVID received", slog.String("agent_id", svid.ID.String()), slog.String("how", how),
@@ -337,7 +337,7 @@ func (c *Client) attestOn(ctx context.Context, cc grpc.ClientConnInterface, payl
 // isSpent says whether a join token has been used: by this process, or by the
 // one before, whose agent ID ends in it.
 func (c *Client) isSpent(payload []byte, sum [sha256.Size]byte) bool {
-	if id := c.identity.get(); id != nil && id.ID == c.joinTokenID(payload) {
+	if id := c.identity.Get(); id != nil && id.ID == c.joinTokenID(payload) {
 		return true
 	}
 	c.trustMu.Lock()

@@ -47,14 +47,14 @@ func (f *follower) init(c *Client) {
 func (c *Client) keepUp(ctx context.Context) {
 	f := &c.follow
 	for {
-		id, err := c.identity.wait(ctx, func(id *nodeSVID) bool { return id != nil })
+		id, err := c.identity.Wait(ctx, nil, func(id *nodeSVID) bool { return id != nil })
 		if err != nil {
 			return
 		}
 		f.id = id
 		if !time.Now().Before(id.expires()) {
 			// No server takes it; what was issued is served on.
-			if _, err := c.identity.wait(ctx, func(now *nodeSVID) bool { return now != id }); err != nil {
+			if _, err := c.identity.Wait(ctx, nil, func(now *nodeSVID) bool { return now != id }); err != nil {
 				return
 			}
 			continue
@@ -76,7 +76,7 @@ func (c *Client) keepUp(ctx context.Context) {
 		case c.isRejected(id):
 			// Nothing is asked with an SVID that was turned away.
 			c.log.Warn("the server turned the agent's SVID away; entries stay as they are until there is another", slog.Any("error", err))
-			if _, err := c.identity.wait(ctx, func(now *nodeSVID) bool { return now != id }); err != nil {
+			if _, err := c.identity.Wait(ctx, nil, func(now *nodeSVID) bool { return now != id }); err != nil {
 				return
 			}
 		case unreachable(err) && (certificateRefused(err) || c.sawServer()):
@@ -99,7 +99,7 @@ func (c *Client) pollOnce(ctx context.Context) (time.Duration, error) {
 	if ctx.Err() != nil {
 		return 0, ctx.Err()
 	}
-	c.synced.set(syncOutcome{asked, err})
+	c.synced.Set(syncOutcome{asked, err})
 	c.reportSync(err)
 	if err == nil {
 		c.postStatus(ctx)
@@ -163,12 +163,20 @@ func (c *Client) isRejected(id *nodeSVID) bool {
 	return c.rejected != nil && c.rejected.svid == id
 }
 
+// signal leaves a note in a one-slot channel.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
 // rest waits until the next sync is due, somebody is in a hurry or the agent has
 // another SVID.
 func (c *Client) rest(ctx context.Context, wait time.Duration) {
 	f := &c.follow
-	id := c.identity.current.Load()
-	if id.value != c.follow.id {
+	id, replaced := c.identity.Look()
+	if id != c.follow.id {
 		f.pace.failures = 0
 		return
 	}
@@ -180,7 +188,7 @@ func (c *Client) rest(ctx context.Context, wait time.Duration) {
 			return
 		case <-timer.C:
 			return
-		case <-id.replaced:
+		case <-replaced:
 			timer.Stop()
 			f.pace.failures = 0
 			return
@@ -291,7 +299,7 @@ func (c *Client) resync(ctx context.Context, id string) error {
 	if c.report.status().Watching {
 		ctx, cancel := context.WithTimeout(ctx, pushWait)
 		defer cancel()
-		_, err := c.set.wait(ctx, func(s *entry.Set) bool {
+		_, err := c.set.Wait(ctx, nil, func(s *entry.Set) bool {
 			_, there := s.Get(id)
 			return !there
 		})
@@ -301,6 +309,6 @@ func (c *Client) resync(ctx context.Context, id string) error {
 	defer cancel()
 	want := c.asked.Add(1)
 	c.Hurry()
-	out, err := c.synced.wait(ctx, func(o syncOutcome) bool { return o.asked >= want })
+	out, err := c.synced.Wait(ctx, nil, func(o syncOutcome) bool { return o.asked >= want })
 	return errors.Join(err, out.err)
 }

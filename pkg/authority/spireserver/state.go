@@ -4,23 +4,18 @@ import (
 	"bytes"
 	"context"
 	"crypto/ecdsa"
-	"crypto/sha256"
 	"crypto/x509"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
-	"golang.org/x/sys/unix"
 
-	"github.com/spiffe-node/spiffe-node/internal/durable"
+	"github.com/spiffe-node/spiffe-node/internal/memstate"
 	"github.com/spiffe-node/spiffe-node/pkg/entry"
 )
 
@@ -43,14 +38,14 @@ const (
 )
 
 // ErrOnDisk refuses a Config.StateDir that is not in memory.
-var ErrOnDisk = errors.New("agent state: private keys must not reach a disk")
+var ErrOnDisk = memstate.ErrOnDisk
 
 type stateFile struct {
-	path    string
 	changed chan struct{}
 
-	mu sync.Mutex // one write at a time
-	id *nodeSVID  // the newest SVID
+	mu   sync.Mutex // one write at a time
+	file *memstate.File
+	id   *nodeSVID // the newest SVID
 }
 
 type agentState struct {
@@ -64,24 +59,13 @@ type agentState struct {
 
 // openState checks that a key may be put into dir.
 func openState(dir string, anyFilesystem bool) (*stateFile, error) {
-	if err := durable.OwnerDir(dir); err != nil {
+	file, err := memstate.Open(memstate.Config{
+		Dir: dir, Name: stateName, Header: stateHeader, Limit: stateLimit, AnyFilesystem: anyFilesystem,
+	})
+	if err != nil {
 		return nil, fmt.Errorf("agent state: %w", err)
 	}
-	if !anyFilesystem {
-		var st unix.Statfs_t
-		if err := unix.Statfs(dir, &st); err != nil {
-			return nil, fmt.Errorf("agent state: statfs %s: %w", dir, err)
-		}
-		if t := uint32(st.Type); t != unix.TMPFS_MAGIC && t != unix.RAMFS_MAGIC {
-			return nil, fmt.Errorf("%w: %s is on a filesystem of type %#x, not tmpfs; "+
-				"set identity.stateDirectory to a directory on tmpfs such as /run/spiffe-node/state, or to nothing to keep no state", ErrOnDisk, dir, t)
-		}
-	}
-	f := &stateFile{path: filepath.Join(dir, stateName), changed: make(chan struct{}, 1)}
-	if err := durable.RemoveTemp(f.path); err != nil {
-		return nil, fmt.Errorf("agent state: %w", err)
-	}
-	return f, nil
+	return &stateFile{file: file, changed: make(chan struct{}, 1)}, nil
 }
 
 // stateChanged has the state written soon.
@@ -129,11 +113,10 @@ func (c *Client) saveState(id *nodeSVID) {
 	if c.state.id == nil {
 		return
 	}
-	data, err := encodeState(c.cfg.TrustDomain.Name(), c.state.id, c.trustNow(), c.ledger.known())
+	body, err := encodeState(c.cfg.TrustDomain.Name(), c.state.id, c.trustNow(), c.ledger.known())
 	if err == nil {
-		err = durable.WriteFile(c.state.path, data, 0o600)
+		err = c.state.file.Write(body)
 	}
-	clear(data) // it holds a key
 	if err != nil {
 		c.log.Error("agent state was not written; an agent restarted now has to attest anew", slog.Any("error", err))
 	}
@@ -168,23 +151,12 @@ func encodeState(td string, id *nodeSVID, trust *x509bundle.Bundle, entries *ent
 			s.Entries = append(s.Entries, data)
 		}
 	}
-	body, err := json.Marshal(s)
-	if err != nil {
-		return nil, err
-	}
-	defer clear(body)
-	sum := sha256.Sum256(body)
-	return append([]byte(stateHeader+hex.EncodeToString(sum[:])+"\n"), body...), nil
+	return json.Marshal(s)
 }
 
-var errState = errors.New("not an agent state this version reads")
+var errState = memstate.ErrUnusable
 
-func decodeState(data []byte) (*agentState, error) {
-	head, body, ok := bytes.Cut(data, []byte("\n"))
-	sum := sha256.Sum256(body)
-	if !ok || string(head) != stateHeader+hex.EncodeToString(sum[:]) {
-		return nil, errState
-	}
+func decodeState(body []byte) (*agentState, error) {
 	var s agentState
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.DisallowUnknownFields()
@@ -198,35 +170,24 @@ func decodeState(data []byte) (*agentState, error) {
 // restore takes over what the process before left. Whatever is wrong with it,
 // the agent starts; what cannot be used is set aside.
 func (c *Client) restore() {
-	info, err := os.Lstat(c.state.path)
+	body, err := c.state.file.Read()
 	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}
 	if err == nil {
-		err = durable.CheckOwnerFile(c.state.path)
-	}
-	if err == nil && info.Size() > stateLimit {
-		err = fmt.Errorf("%w: %d bytes", errState, info.Size())
-	}
-	var data []byte
-	if err == nil {
-		data, err = os.ReadFile(c.state.path)
-	}
-	if err == nil {
-		err = c.adopt(data)
-		clear(data)
+		err = c.adopt(body)
+		clear(body)
 	}
 	if err == nil {
 		return
 	}
-	bad := c.state.path + ".bad"
-	rename := os.Rename(c.state.path, bad)
+	bad, rename := c.state.file.SetAside()
 	c.log.Error("agent state is not usable and was set aside; the agent attests anew",
 		slog.String("kept_as", bad), slog.Any("error", errors.Join(err, rename)))
 }
 
-func (c *Client) adopt(data []byte) error {
-	s, err := decodeState(data)
+func (c *Client) adopt(body []byte) error {
+	s, err := decodeState(body)
 	if err != nil {
 		return err
 	}
@@ -277,7 +238,7 @@ func (c *Client) adopt(data []byte) error {
 		return err
 	}
 	c.state.id = id
-	c.identity.set(id)
+	c.identity.Set(id)
 	c.met.expiry.Set(float64(id.expires().Unix()))
 	c.log.Info("agent state loaded", slog.String("agent_id", id.ID.String()), slog.Time("expires", id.expires()))
 	return nil

@@ -230,8 +230,8 @@ func (c *Client) publish(next *entry.Set, withdrawn []*entry.Entry) {
 	c.met.entries.Set(float64(entries))
 	c.met.missing.Set(float64(missing))
 	c.report.edit(func(r *report) { r.s.Missing = missing })
-	if next != nil && next != c.set.get() {
-		c.set.set(next)
+	if next != nil && next != c.set.Get() {
+		c.set.Set(next)
 		c.stateChanged()
 	}
 }
