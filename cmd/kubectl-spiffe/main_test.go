@@ -210,6 +210,9 @@ func TestCommandsAreNamedAsPeopleTypeThem(t *testing.T) {
 		"entry create", "entry show", "entry update", "entry delete", "entry count",
 		"bundle show", "bundle list", "bundle set", "bundle delete", "bundle count",
 		"agent list", "agent show", "agent count", "agent ban", "agent evict",
+		"localauthority x509 show", "localauthority x509 prepare", "localauthority x509 activate", "localauthority x509 taint", "localauthority x509 revoke",
+		"localauthority jwt show", "localauthority jwt prepare", "localauthority jwt activate", "localauthority jwt taint", "localauthority jwt revoke",
+		"upstreamauthority taint", "upstreamauthority revoke",
 		"x509 mint", "jwt mint", "healthcheck", "logger get", "logger set", "logger reset", "debug getinfo",
 		"status", "explain", "secret", "check", "migrate config", "version",
 	} {

@@ -225,6 +225,24 @@ jwt mint -spiffeID spiffe://td/x
 jwt mint -spiffeID x -audience a
 jwt mint -spiffeID spiffe://td/spire/x -audience a
 jwt mint -spiffeID spiffe://td/x -audience a -write /nonexistent/x
+localauthority x509 show
+localauthority x509 activate
+localauthority x509 activate -authorityID none
+localauthority x509 taint
+localauthority x509 taint -authorityID none
+localauthority x509 revoke
+localauthority x509 revoke -authorityID none
+localauthority jwt show
+localauthority jwt activate
+localauthority jwt activate -authorityID none
+localauthority jwt taint
+localauthority jwt taint -authorityID none
+localauthority jwt revoke
+localauthority jwt revoke -authorityID none
+upstreamauthority taint
+upstreamauthority taint -subjectKeyID none
+upstreamauthority revoke
+upstreamauthority revoke -subjectKeyID none
 healthcheck
 healthcheck -verbose
 healthcheck -shallow

@@ -26,6 +26,7 @@ type Authority interface {
 	bundleStore
 	agentStore
 	minter
+	keyRotator
 }
 
 var _ Authority = (*embedded.Authority)(nil)
@@ -61,9 +62,8 @@ type agentStore interface {
 	DeleteAgent(ctx context.Context, id spiffeid.ID) error
 }
 
-// minter signs for the administrator and knows the signing keys.
+// minter signs for the administrator.
 type minter interface {
 	MintX509(ctx context.Context, csr []byte, ttl time.Duration) (spiffeid.ID, *authority.X509Issued, error)
 	MintJWT(ctx context.Context, id spiffeid.ID, audience []string, ttl time.Duration) (*authority.JWTIssued, error)
-	X509Authorities() (embedded.LocalAuthorities, error)
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/agentpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/bundlepb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/entrypb"
+	"github.com/spiffe-node/spiffe-node/internal/spirewire/localauthoritypb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/svidpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/typespb"
 	"github.com/spiffe-node/spiffe-node/internal/watchpb"
@@ -67,6 +68,24 @@ var remotePolicy = map[string]callers{
 	entrypb.Entry_BatchDeleteEntry_FullMethodName:      byAdmin,
 	entrypb.Entry_GetAuthorizedEntries_FullMethodName:  byAgent,
 	entrypb.Entry_SyncAuthorizedEntries_FullMethodName: byAgent,
+
+	localauthoritypb.LocalAuthority_GetJWTAuthorityState_FullMethodName:        byAdmin,
+	localauthoritypb.LocalAuthority_PrepareJWTAuthority_FullMethodName:         byAdmin,
+	localauthoritypb.LocalAuthority_ActivateJWTAuthority_FullMethodName:        byAdmin,
+	localauthoritypb.LocalAuthority_TaintJWTAuthority_FullMethodName:           byAdmin,
+	localauthoritypb.LocalAuthority_RevokeJWTAuthority_FullMethodName:          byAdmin,
+	localauthoritypb.LocalAuthority_GetX509AuthorityState_FullMethodName:       byAdmin,
+	localauthoritypb.LocalAuthority_PrepareX509Authority_FullMethodName:        byAdmin,
+	localauthoritypb.LocalAuthority_ActivateX509Authority_FullMethodName:       byAdmin,
+	localauthoritypb.LocalAuthority_TaintX509Authority_FullMethodName:          byAdmin,
+	localauthoritypb.LocalAuthority_RevokeX509Authority_FullMethodName:         byAdmin,
+	localauthoritypb.LocalAuthority_TaintX509UpstreamAuthority_FullMethodName:  byAdmin,
+	localauthoritypb.LocalAuthority_RevokeX509UpstreamAuthority_FullMethodName: byAdmin,
+	localauthoritypb.LocalAuthority_GetWITAuthorityState_FullMethodName:        byAdmin,
+	localauthoritypb.LocalAuthority_PrepareWITAuthority_FullMethodName:         byAdmin,
+	localauthoritypb.LocalAuthority_ActivateWITAuthority_FullMethodName:        byAdmin,
+	localauthoritypb.LocalAuthority_TaintWITAuthority_FullMethodName:           byAdmin,
+	localauthoritypb.LocalAuthority_RevokeWITAuthority_FullMethodName:          byAdmin,
 
 	svidpb.SVID_MintX509SVID_FullMethodName:        byAdmin,
 	svidpb.SVID_MintJWTSVID_FullMethodName:         byAdmin,

@@ -18,6 +18,7 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/agentpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/bundlepb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/entrypb"
+	"github.com/spiffe-node/spiffe-node/internal/spirewire/localauthoritypb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/svidpb"
 	"github.com/spiffe-node/spiffe-node/internal/watchpb"
 )
@@ -116,6 +117,7 @@ func (r *Remote) register() {
 	agentpb.RegisterAgentServer(r.grpc, &nodeAgents{agentService{td: td, store: a}, n})
 	bundlepb.RegisterBundleServer(r.grpc, &nodeBundles{bundleService{td: td, store: a}, n})
 	svidpb.RegisterSVIDServer(r.grpc, &nodeSVIDs{svidService{td: td, minter: a}, n})
+	localauthoritypb.RegisterLocalAuthorityServer(r.grpc, &localAuthorityService{keys: a})
 	watchpb.RegisterWatchServer(r.grpc, &watchService{nodes: n, stopping: r.stopping})
 }
 

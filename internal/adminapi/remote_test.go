@@ -24,6 +24,7 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/bundlepb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/debugpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/entrypb"
+	"github.com/spiffe-node/spiffe-node/internal/spirewire/localauthoritypb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/loggerpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/svidpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/typespb"
@@ -154,10 +155,15 @@ var allowed = map[string]int{
 	"MintX509SVID": admin, "MintJWTSVID": admin, "MintWITSVID": admin, "BatchNewX509SVID": agentOnly, "NewJWTSVID": agentOnly,
 	"BatchNewWITSVID": agentOnly, "NewDownstreamX509CA": downstream,
 	"Watch": agentOnly,
+
+	"GetX509AuthorityState": admin, "PrepareX509Authority": admin, "ActivateX509Authority": admin, "TaintX509Authority": admin, "RevokeX509Authority": admin,
+	"GetJWTAuthorityState": admin, "PrepareJWTAuthority": admin, "ActivateJWTAuthority": admin, "TaintJWTAuthority": admin, "RevokeJWTAuthority": admin,
+	"GetWITAuthorityState": admin, "PrepareWITAuthority": admin, "ActivateWITAuthority": admin, "TaintWITAuthority": admin, "RevokeWITAuthority": admin,
+	"TaintX509UpstreamAuthority": admin, "RevokeX509UpstreamAuthority": admin,
 }
 
 func methods() (names []string) {
-	for _, d := range []grpc.ServiceDesc{agentpb.Agent_ServiceDesc, bundlepb.Bundle_ServiceDesc, entrypb.Entry_ServiceDesc, svidpb.SVID_ServiceDesc, watchpb.Watch_ServiceDesc} {
+	for _, d := range []grpc.ServiceDesc{agentpb.Agent_ServiceDesc, bundlepb.Bundle_ServiceDesc, entrypb.Entry_ServiceDesc, svidpb.SVID_ServiceDesc, watchpb.Watch_ServiceDesc, localauthoritypb.LocalAuthority_ServiceDesc} {
 		for _, m := range d.Methods {
 			names = append(names, "/"+d.ServiceName+"/"+m.MethodName)
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/bundlepb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/debugpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/entrypb"
+	"github.com/spiffe-node/spiffe-node/internal/spirewire/localauthoritypb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/loggerpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/svidpb"
 )
@@ -103,6 +104,7 @@ func (s *Server) register() {
 		}
 		bundlepb.RegisterBundleServer(s.grpc, &bundleService{td: td, store: a})
 		svidpb.RegisterSVIDServer(s.grpc, &svidService{td: td, minter: a})
+		localauthoritypb.RegisterLocalAuthorityServer(s.grpc, &localAuthorityService{keys: a})
 		debugpb.RegisterDebugServer(s.grpc, &debugService{authority: a, start: time.Now()})
 		healthpb.RegisterHealthServer(s.grpc, &healthService{authority: a})
 	}

@@ -228,10 +228,10 @@ func checkRevocable(k kind, s slots, b *Bundle, id string) error {
 		cause = "no authority ID provided"
 	case s.current != nil && s.current.id == id:
 		cause = "unable to use current authority"
-	case s.next != nil && s.next.id == id && s.next.state != Old:
+	case k == kindX509 && (s.next == nil || s.next.id != id || s.next.state != Old):
 		cause = "only Old local authority can be revoked"
-	case k == kindX509 && (s.next == nil || s.next.id != id):
-		cause = "unexpected authority ID"
+	case s.next != nil && s.next.id == id && s.next.state != Old:
+		cause = "unable to use a prepared key"
 	case k == kindJWT && b.find(k, id) == nil:
 		cause = "no JWT authority found with provided authority ID"
 	default:
