@@ -2,7 +2,6 @@ package adminapi
 
 import (
 	"context"
-	"encoding/hex"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -32,12 +31,8 @@ func (s *debugService) GetInfo(context.Context, *debugpb.GetInfoRequest) (*debug
 		FederatedBundlesCount: int32(s.authority.BundleCount()),         // the own one counts, as on the server
 	}
 	// There is no server SVID to show: the authority has no TLS endpoint. The
-	// chain is the CA that signs now.
-	for _, root := range s.authority.OwnBundle().X509 {
-		c := root.Certificate
-		if hex.EncodeToString(c.SubjectKeyId) != active.Active.ID {
-			continue
-		}
+	// chain is the CA that signs now, up to its root.
+	for _, c := range active.Active.Chain {
 		out := &debugpb.GetInfoResponse_Cert{ExpiresAt: c.NotAfter.Unix(), Subject: c.Subject.String()}
 		if len(c.URIs) == 1 {
 			if id, err := spiffeid.FromURI(c.URIs[0]); err == nil {

@@ -64,7 +64,7 @@ func (l *loading) resume() *journal {
 	for _, k := range []kind{kindX509, kindJWT} {
 		s := j.of(k)
 		for _, p := range []**slot{&s.current, &s.next} {
-			if *p == nil || (*p).state == Old || l.book.own != nil && l.book.own.find(k, (*p).id) != nil {
+			if *p == nil || (*p).state == Old || l.book.own != nil && l.book.own.find(k, (*p).rootID()) != nil {
 				continue
 			}
 			l.a.log.Warn("signing key is not in the trust bundle; it is not used any more", slog.String("kind", string(k)), slog.String("authority_id", (*p).id))

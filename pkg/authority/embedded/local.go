@@ -2,6 +2,7 @@ package embedded
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,6 +18,12 @@ type LocalAuthority struct {
 	ID        string // subject key ID in hex, or JWT key ID
 	State     LocalState
 	ExpiresAt time.Time
+	// UpstreamID is the subject key ID in hex of the upstream root below which
+	// a CA stands; empty for a self-signed one and for JWT keys.
+	UpstreamID string
+	// Chain is from a CA's own certificate to its root; empty for an old one and
+	// for JWT keys.
+	Chain []*x509.Certificate
 }
 
 // LocalAuthorities are the own signing keys of one kind.
@@ -32,7 +39,11 @@ func (a *Authority) X509Authorities() (LocalAuthorities, error) { return a.local
 func (a *Authority) JWTAuthorities() (LocalAuthorities, error) { return a.local(kindJWT) }
 
 func (s *slot) local() *LocalAuthority {
-	return &LocalAuthority{ID: s.id, State: s.state, ExpiresAt: s.notAfter}
+	out := &LocalAuthority{ID: s.id, State: s.state, ExpiresAt: s.notAfter, UpstreamID: s.upstream}
+	if s.x509 != nil {
+		out.Chain = append([]*x509.Certificate{s.x509.Certificate()}, s.x509.Above()...)
+	}
+	return out
 }
 
 func (a *Authority) local(k kind) (LocalAuthorities, error) {

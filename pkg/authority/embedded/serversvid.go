@@ -25,10 +25,17 @@ func (a *Authority) SignServer(ctx context.Context, csrDER []byte) (_ *authority
 	return a.signLeaf(issue.Leaf{ID: entry.ServerID(a.cfg.TrustDomain), PublicKey: spki}, 0)
 }
 
-// Trusts says whether a certificate was signed by a root of the own bundle that
-// is not tainted: one that is not should be replaced.
+// Trusts says whether a certificate was signed by an authority whose root is in
+// the own bundle and not tainted: one that was not should be replaced.
 func (a *Authority) Trusts(cert *x509.Certificate) bool {
-	issuer := hex.EncodeToString(cert.AuthorityKeyId)
-	tainted := a.OwnBundle().find(kindX509, issuer)
+	root := hex.EncodeToString(cert.AuthorityKeyId)
+	j := a.journal.Load()
+	for _, s := range []*slot{j.x509.current, j.x509.next} {
+		if s != nil && s.id == root {
+			root = s.rootID()
+			break
+		}
+	}
+	tainted := a.OwnBundle().find(kindX509, root)
 	return tainted != nil && !*tainted
 }

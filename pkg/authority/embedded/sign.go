@@ -126,7 +126,7 @@ func (a *Authority) signWithin(ttl time.Duration, sign func(ca *issue.Issuer, no
 	if err != nil {
 		return nil, err
 	}
-	return &authority.X509Issued{Chain: [][]byte{issued.DER}, NotBefore: issued.NotBefore, NotAfter: issued.NotAfter}, nil
+	return &authority.X509Issued{Chain: append([][]byte{issued.DER}, ca.x509.Intermediates()...), NotBefore: issued.NotBefore, NotAfter: issued.NotAfter}, nil
 }
 
 // SignJWT signs for an entry of the registry. ID, TTL and the jti claim are the

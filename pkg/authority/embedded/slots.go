@@ -1,7 +1,9 @@
 package embedded
 
 import (
+	"cmp"
 	"crypto"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -41,6 +43,7 @@ const (
 // slot is one signing key. Immutable. An OLD one has lost its private key.
 type slot struct {
 	id                  string // subject key ID in hex, or JWT key ID
+	upstream            string // subject key ID in hex of the upstream root below which it stands, or empty
 	state               LocalState
 	notBefore, notAfter time.Time
 	x509                *issue.Issuer // of kindX509 unless OLD
@@ -140,6 +143,8 @@ type (
 		NotAfter  time.Time  `json:"not_after"`
 		Key       []byte     `json:"key,omitempty"`         // PKCS#8
 		Cert      []byte     `json:"certificate,omitempty"` // DER, X.509 only
+		Above     [][]byte   `json:"above,omitempty"`       // DER, from the certificate's issuer to the root; none if it is one
+		Upstream  string     `json:"upstream_authority_id,omitempty"`
 	}
 )
 
@@ -166,11 +171,14 @@ func (s slots) change(k kind) (change, error) {
 }
 
 func (s *slot) record() (*slotRecord, error) {
-	r := &slotRecord{ID: s.id, State: s.state, NotBefore: s.notBefore.UTC(), NotAfter: s.notAfter.UTC()}
+	r := &slotRecord{ID: s.id, State: s.state, NotBefore: s.notBefore.UTC(), NotAfter: s.notAfter.UTC(), Upstream: s.upstream}
 	var err error
 	switch {
 	case s.x509 != nil:
 		r.Cert = s.x509.Certificate().Raw
+		for _, c := range s.x509.Above() {
+			r.Above = append(r.Above, c.Raw)
+		}
 		r.Key, err = s.x509.MarshalKey()
 	case s.jwt != nil:
 		r.Key, err = s.jwt.MarshalKey()
@@ -203,7 +211,7 @@ func decodeSlots(k kind, td spiffeid.TrustDomain, content []byte) (s slots, err 
 }
 
 func (r *slotRecord) slot(k kind, td spiffeid.TrustDomain) (*slot, error) {
-	s := &slot{id: r.ID, state: r.State, notBefore: r.NotBefore, notAfter: r.NotAfter}
+	s := &slot{id: r.ID, upstream: r.Upstream, state: r.State, notBefore: r.NotBefore, notAfter: r.NotAfter}
 	var key crypto.Signer
 	switch r.State {
 	case Old:
@@ -221,12 +229,34 @@ func (r *slotRecord) slot(k kind, td spiffeid.TrustDomain) (*slot, error) {
 		s.jwt, err = issue.NewJWTKey(r.ID, key, r.NotAfter)
 		return s, err
 	}
-	if s.x509, err = issue.NewIssuer(td, r.Cert, key); err != nil {
+	if s.x509, err = r.issuer(td, key); err != nil {
 		return nil, err
 	}
-	cert := s.x509.Certificate()
-	if s.x509.AuthorityID() != r.ID || !cert.NotAfter.Equal(r.NotAfter) || !cert.NotBefore.Equal(r.NotBefore) {
+	notBefore, notAfter := s.x509.Validity()
+	if s.x509.AuthorityID() != r.ID || !notAfter.Equal(r.NotAfter) || !notBefore.Equal(r.NotBefore) {
 		return nil, errors.New("certificate does not fit its record")
+	}
+	if len(r.Above) > 0 && s.x509.RootID() != r.Upstream || len(r.Above) == 0 && r.Upstream != "" {
+		return nil, errors.New("upstream root does not fit its record")
 	}
 	return s, nil
 }
+
+func (r *slotRecord) issuer(td spiffeid.TrustDomain, key crypto.Signer) (*issue.Issuer, error) {
+	if len(r.Above) == 0 {
+		return issue.NewIssuer(td, r.Cert, key)
+	}
+	var chain []*x509.Certificate
+	for _, der := range append([][]byte{r.Cert}, r.Above...) {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("parse a certificate of the CA's chain: %w", err)
+		}
+		chain = append(chain, c)
+	}
+	return issue.NewIntermediate(td, chain, key)
+}
+
+// rootID is the authority in the bundle that vouches for the slot's: itself, or
+// the upstream root.
+func (s *slot) rootID() string { return cmp.Or(s.upstream, s.id) }

@@ -12,6 +12,11 @@
 // (subject C=US, O=SPIRE, CN = first DNS name; one URI SAN; key usages of a
 // TLS peer on both sides; never a CA).
 //
+// A CA that somebody above has signed is taken only with its whole chain to the
+// root, and only if a certificate below it would verify: order, path lengths,
+// name constraints, usages. Where names are constrained, each certificate is
+// verified up to the root before it leaves.
+//
 // Nothing here touches the disk or the network. All types are safe for
 // concurrent use.
 package issue

@@ -97,6 +97,7 @@ func readUnsigned(tbs []byte) (*x509.Certificate, error) {
 
 // check compares a certificate with its profile.
 func (i *Issuer) check(cert *x509.Certificate, p profile) error {
+	_, caNotAfter := i.Validity()
 	switch {
 	case cert.Version != 3:
 		return fmt.Errorf("version %d", cert.Version)
@@ -114,8 +115,8 @@ func (i *Issuer) check(cert *x509.Certificate, p profile) error {
 		return errors.New("validity")
 	case !cert.NotAfter.After(cert.NotBefore):
 		return fmt.Errorf("not after %s is not later than not before %s", cert.NotAfter, cert.NotBefore)
-	case cert.NotAfter.After(i.cert.NotAfter):
-		return fmt.Errorf("not after %s is later than the CA's %s", cert.NotAfter, i.cert.NotAfter)
+	case cert.NotAfter.After(caNotAfter):
+		return fmt.Errorf("not after %s is later than the CA's %s", cert.NotAfter, caNotAfter)
 	case !cert.BasicConstraintsValid:
 		return errors.New("basic constraints")
 	case !bytes.Equal(cert.SubjectKeyId, p.ski) || !bytes.Equal(cert.AuthorityKeyId, i.cert.SubjectKeyId):

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strconv"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -22,8 +23,12 @@ type Intermediate struct {
 	NotBefore, NotAfter time.Time
 }
 
-// downstreamUnit is the OU that SPIRE Server gives CAs one step below a root.
-const downstreamUnit = "DOWNSTREAM-1"
+// downstreamUnit starts the OU that SPIRE Server gives CAs below it; a number
+// follows, which is that of the certificates it sends as its own chain.
+const downstreamUnit = "DOWNSTREAM-"
+
+// ErrPathLength: the CAs above allow none below.
+var ErrPathLength = errors.New("the path length of a certificate above allows no further CA")
 
 // caExtensions: key usage, basic constraints, two key identifiers, SAN.
 const caExtensions = 5
@@ -33,9 +38,10 @@ func (i *Issuer) IssueIntermediate(in Intermediate) (*Issued, error) {
 	if in.TrustDomain.IsZero() {
 		return nil, errors.New("downstream CA certificate without a trust domain")
 	}
-	name := i.cert.Subject
-	name.OrganizationalUnit = []string{downstreamUnit}
-	subject, err := asn1.Marshal(name.ToRDNSequence())
+	if i.room() < 1 {
+		return nil, ErrPathLength
+	}
+	subject, err := i.downstreamSubject()
 	if err != nil {
 		return nil, fmt.Errorf("encode the subject: %w", err)
 	}
@@ -44,11 +50,32 @@ func (i *Issuer) IssueIntermediate(in Intermediate) (*Issued, error) {
 		return nil, err
 	}
 	p.extensions, p.further = caExtensions, in.check
-	return i.issue(&x509.Certificate{
+	issued, err := i.issue(&x509.Certificate{
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		IsCA:     true,
 		URIs:     []*url.URL{in.TrustDomain.ID().URL()},
 	}, p)
+	if err == nil && i.constrained {
+		err = i.verify(issued)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return issued, nil
+}
+
+// downstreamSubject is this CA's subject with another unit. A CA that is a
+// downstream itself may have the unit that its own downstreams would get; they
+// get the next, or issuer and subject would be one name.
+func (i *Issuer) downstreamSubject() ([]byte, error) {
+	name := i.cert.Subject
+	for n := max(1, len(i.above)); ; n++ {
+		name.OrganizationalUnit = []string{downstreamUnit + strconv.Itoa(n)}
+		subject, err := asn1.Marshal(name.ToRDNSequence())
+		if err != nil || !bytes.Equal(subject, i.cert.RawSubject) {
+			return subject, err
+		}
+	}
 }
 
 // check compares what is a downstream CA's alone.

@@ -21,6 +21,11 @@ type Issuer struct {
 	key  crypto.Signer
 	alg  x509.SignatureAlgorithm
 	hash crypto.Hash
+	// above is from the issuer of cert to the root; empty where cert is one.
+	above []*x509.Certificate
+	// constrained: there are name constraints up to the root, so what is issued
+	// is verified before it leaves.
+	constrained bool
 }
 
 // Root says what a new self-signed CA certificate contains.
@@ -77,8 +82,9 @@ func NewRoot(keyType KeyType, r Root) (*Issuer, error) {
 	return NewIssuer(r.TrustDomain, der, key)
 }
 
-// NewIssuer joins a CA certificate and its key. It refuses a certificate that
-// is not a CA of the trust domain, and a key that does not belong to it.
+// NewIssuer joins a self-signed CA certificate and its key. It refuses a
+// certificate that is not a CA of the trust domain, and a key that does not
+// belong to it.
 func NewIssuer(td spiffeid.TrustDomain, certDER []byte, key crypto.Signer) (*Issuer, error) {
 	cert, err := x509.ParseCertificate(certDER)
 	if err != nil {

@@ -61,8 +61,20 @@ func newSerial() (*big.Int, error) {
 	return n.Add(n, big.NewInt(1)), nil
 }
 
-// IssueLeaf signs the certificate of a workload.
+// IssueLeaf signs the certificate of a workload. Where names are constrained
+// above, one that would not verify does not leave.
 func (i *Issuer) IssueLeaf(l Leaf) (*Issued, error) {
+	issued, err := i.issueLeaf(l)
+	if err == nil && i.constrained {
+		err = i.verify(issued)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return issued, nil
+}
+
+func (i *Issuer) issueLeaf(l Leaf) (*Issued, error) {
 	if l.ID.IsZero() {
 		return nil, errors.New("certificate without a SPIFFE ID")
 	}
