@@ -20,8 +20,7 @@ type debugService struct {
 }
 
 func (s *debugService) GetInfo(context.Context, *debugpb.GetInfoRequest) (*debugpb.GetInfoResponse, error) {
-	active, err := s.authority.X509Authorities()
-	if err != nil {
+	if _, err := s.authority.X509Authorities(); err != nil {
 		return nil, fail(codes.Internal, "failed to read the authority's keys", err)
 	}
 	resp := &debugpb.GetInfoResponse{
@@ -32,7 +31,7 @@ func (s *debugService) GetInfo(context.Context, *debugpb.GetInfoRequest) (*debug
 	}
 	// There is no server SVID to show: the authority has no TLS endpoint. The
 	// chain is the CA that signs now, up to its root.
-	for _, c := range active.Active.Chain {
+	for _, c := range s.authority.CAChain() {
 		out := &debugpb.GetInfoResponse_Cert{ExpiresAt: c.NotAfter.Unix(), Subject: c.Subject.String()}
 		if len(c.URIs) == 1 {
 			if id, err := spiffeid.FromURI(c.URIs[0]); err == nil {

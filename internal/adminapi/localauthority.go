@@ -2,6 +2,7 @@ package adminapi
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 
@@ -15,6 +16,7 @@ import (
 // keyRotator holds the own signing keys and moves them through their lives.
 type keyRotator interface {
 	X509Authorities() (embedded.LocalAuthorities, error)
+	CAChain() []*x509.Certificate
 	PrepareX509(ctx context.Context) (embedded.LocalAuthority, error)
 	ActivateX509(ctx context.Context, id string) (embedded.LocalAuthority, error)
 	TaintX509(ctx context.Context, id string) (embedded.LocalAuthority, error)
@@ -38,7 +40,7 @@ type localAuthorityService struct {
 type authorityState = localauthoritypb.AuthorityState
 
 func stateToWire(a embedded.LocalAuthority) *authorityState {
-	return &authorityState{AuthorityId: a.ID, ExpiresAt: a.ExpiresAt.Unix()}
+	return &authorityState{AuthorityId: a.ID, ExpiresAt: a.ExpiresAt.Unix(), UpstreamAuthoritySubjectKeyId: a.UpstreamID}
 }
 
 func stateToWireOrNil(a *embedded.LocalAuthority) *authorityState {

@@ -42,6 +42,10 @@ type Authority struct {
 	closed    chan struct{}
 	closeOnce sync.Once
 
+	// rotating is held during a step of rotation, which may wait for somebody
+	// else; it is taken before mu. Only steps change the journal.
+	rotating sync.Mutex
+
 	// mu is held during a change, from reading the present state to
 	// publishing the new one; it guards the store and every set above.
 	mu     sync.Mutex
@@ -92,7 +96,7 @@ func open(cfg Config, s store) (*Authority, error) {
 		a.log.Warn("default X509-SVID TTL is longer than the CA's last stretch; SVIDs issued shortly before a rotation will be shorter",
 			slog.Duration("ttl", cfg.DefaultX509SVIDTTL), slog.Duration("longest", longest))
 	}
-	if err := a.rotate(time.Now()); err != nil {
+	if err := a.rotate(context.Background(), time.Now()); err != nil {
 		if a.journal.Load().x509.current == nil {
 			return nil, fmt.Errorf("make the first CA: %w", err)
 		}
@@ -125,7 +129,7 @@ func (a *Authority) Run(ctx context.Context) error {
 		case <-a.closed:
 			return nil
 		case <-rotation.C:
-			what, err = "rotate the CA", a.rotate(time.Now())
+			what, err = "rotate the CA", a.rotate(ctx, time.Now())
 		case <-entries.C:
 			what, err = "delete expired entries and join tokens", errors.Join(a.pruneEntries(time.Now()), a.pruneTokens(time.Now()))
 		case <-bundle.C:

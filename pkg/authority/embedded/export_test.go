@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"context"
 	"errors"
 	"sync/atomic"
 	"time"
@@ -67,7 +68,7 @@ func OpenWith(cfg Config, s *MemoryStore) (*Authority, error) {
 }
 
 // Rotate, PruneEntries and PruneBundle are the jobs of Run.
-func (a *Authority) Rotate(now time.Time) error       { return a.rotate(now) }
+func (a *Authority) Rotate(now time.Time) error       { return a.rotate(context.Background(), now) }
 func (a *Authority) PruneEntries(now time.Time) error { return a.pruneEntries(now) }
 func (a *Authority) PruneBundle(now time.Time) error  { return a.pruneBundle(now) }
 func (a *Authority) PruneTokens(now time.Time) error  { return a.pruneTokens(now) }

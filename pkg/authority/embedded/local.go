@@ -21,9 +21,6 @@ type LocalAuthority struct {
 	// UpstreamID is the subject key ID in hex of the upstream root below which
 	// a CA stands; empty for a self-signed one and for JWT keys.
 	UpstreamID string
-	// Chain is from a CA's own certificate to its root; empty for an old one and
-	// for JWT keys.
-	Chain []*x509.Certificate
 }
 
 // LocalAuthorities are the own signing keys of one kind.
@@ -35,15 +32,21 @@ type LocalAuthorities struct {
 // X509Authorities are the CA keys. Error: authority.ErrNotReady.
 func (a *Authority) X509Authorities() (LocalAuthorities, error) { return a.local(kindX509) }
 
+// CAChain is from the active CA's own certificate to its root; empty before the
+// first CA.
+func (a *Authority) CAChain() []*x509.Certificate {
+	s := a.journal.Load().x509.current
+	if s == nil {
+		return nil
+	}
+	return append([]*x509.Certificate{s.x509.Certificate()}, s.x509.Above()...)
+}
+
 // JWTAuthorities are the JWT keys. Error: authority.ErrNotReady.
 func (a *Authority) JWTAuthorities() (LocalAuthorities, error) { return a.local(kindJWT) }
 
 func (s *slot) local() *LocalAuthority {
-	out := &LocalAuthority{ID: s.id, State: s.state, ExpiresAt: s.notAfter, UpstreamID: s.upstream}
-	if s.x509 != nil {
-		out.Chain = append([]*x509.Certificate{s.x509.Certificate()}, s.x509.Above()...)
-	}
-	return out
+	return &LocalAuthority{ID: s.id, State: s.state, ExpiresAt: s.notAfter, UpstreamID: s.upstream}
 }
 
 func (a *Authority) local(k kind) (LocalAuthorities, error) {
@@ -77,9 +80,9 @@ func (a *Authority) prepare(ctx context.Context, k kind) (LocalAuthority, error)
 	if err := ctx.Err(); err != nil {
 		return LocalAuthority{}, err
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if err := a.take(k, stepPrepare, time.Now()); err != nil {
+	a.rotating.Lock()
+	defer a.rotating.Unlock()
+	if err := a.step(ctx, k, stepPrepare, time.Now()); err != nil {
 		return LocalAuthority{}, fmt.Errorf("failed to prepare %s authority: %w", k.name(), err)
 	}
 	return *a.journal.Load().of(k).next.local(), nil
@@ -106,8 +109,8 @@ func (a *Authority) activate(ctx context.Context, k kind, id string) (LocalAutho
 	if err := ctx.Err(); err != nil {
 		return LocalAuthority{}, err
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	a.rotating.Lock()
+	defer a.rotating.Unlock()
 	next := a.journal.Load().of(k).next
 	switch {
 	case id == "":
@@ -119,7 +122,7 @@ func (a *Authority) activate(ctx context.Context, k kind, id string) (LocalAutho
 	case !next.usable(time.Now()):
 		return LocalAuthority{}, fmt.Errorf("prepared authority is not valid now: valid from %s to %s", next.notBefore, next.notAfter)
 	}
-	if err := a.take(k, stepActivate, time.Now()); err != nil {
+	if err := a.step(ctx, k, stepActivate, time.Now()); err != nil {
 		return LocalAuthority{}, fmt.Errorf("failed to activate %s authority: %w", k.name(), err)
 	}
 	return *a.journal.Load().of(k).current.local(), nil
@@ -258,17 +261,17 @@ func (a *Authority) RotateNow(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	a.rotating.Lock()
+	defer a.rotating.Unlock()
 	now := time.Now()
 	for _, k := range []kind{kindX509, kindJWT} {
 		s := a.journal.Load().of(k)
 		if s.next == nil || s.next.state != Prepared || !s.next.usable(now) {
-			if err := a.take(k, stepPrepare, now); err != nil {
+			if err := a.step(ctx, k, stepPrepare, now); err != nil {
 				return fmt.Errorf("prepare %s authority: %w", k.name(), err)
 			}
 		}
-		if err := a.take(k, stepActivate, now); err != nil {
+		if err := a.step(ctx, k, stepActivate, now); err != nil {
 			return fmt.Errorf("activate %s authority: %w", k.name(), err)
 		}
 	}

@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -19,9 +20,9 @@ const (
 )
 
 // rotate does what the time asks for, for both kinds.
-func (a *Authority) rotate(now time.Time) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+func (a *Authority) rotate(ctx context.Context, now time.Time) error {
+	a.rotating.Lock()
+	defer a.rotating.Unlock()
 	var errs []error
 	for _, k := range []kind{kindX509, kindJWT} {
 		s := *a.journal.Load().of(k)
@@ -33,26 +34,40 @@ func (a *Authority) rotate(now time.Time) error {
 			a.log.Warn("signing key is out of its time; the clock may have jumped", slog.String("kind", string(k)), slog.String("authority_id", s.current.id),
 				slog.Time("not_before", s.current.notBefore), slog.Time("not_after", s.current.notAfter), slog.Time("now", now))
 		}
-		if err := a.take(k, due, now); err != nil {
+		if err := a.step(ctx, k, due, now); err != nil {
 			errs = append(errs, fmt.Errorf("%s %s authority: %w", due, k.name(), err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// take performs one step of rotation. The caller holds mu.
-func (a *Authority) take(k kind, st step, now time.Time) (err error) {
+// step makes the key that a step of rotation needs, which may take its time,
+// and performs the step. The caller holds rotating.
+func (a *Authority) step(ctx context.Context, k kind, st step, now time.Time) (err error) {
 	defer func() { a.metrics.rotations.WithLabelValues(string(k), string(st), outcome(err)).Inc() }()
+	var made *madeKey
+	if st == stepPrepare || st == stepReplace {
+		if made, err = a.newKey(ctx, k, now); err != nil {
+			return err
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.take(k, st, made, now)
+}
+
+// take performs one step of rotation, with the key it needs. The caller holds
+// mu.
+func (a *Authority) take(k kind, st step, made *madeKey, now time.Time) error {
 	s := *a.journal.Load().of(k)
-	book := a.bundles.Get()
 	var changes []change
 	var fresh *bundleState
-	if st == stepPrepare || st == stepReplace {
-		next, own, err := a.generate(k, book.own, now)
+	if made != nil {
+		own, err := a.bundleWith(made)
 		if err != nil {
 			return err
 		}
-		s.next, fresh = next, own
+		s.next, fresh = made.slot, own
 		changes = append(changes, own.change())
 	}
 	if st == stepActivate || st == stepReplace {
@@ -95,41 +110,53 @@ func (a *Authority) publishSlots(k kind, s slots) {
 	}
 }
 
-// generate makes a key and the own bundle with it.
-func (a *Authority) generate(k kind, own *bundleState, now time.Time) (*slot, *bundleState, error) {
-	b := &Bundle{TrustDomain: a.cfg.TrustDomain}
-	if own != nil {
-		b = own.clone()
-		b.Sequence++
-	}
+// madeKey is a new signing key with what the own bundle must hold before the
+// key signs.
+type madeKey struct {
+	slot  *slot
+	roots []Root
+	keys  []JWTKey
+}
+
+// newKey makes a key. It needs no lock.
+func (a *Authority) newKey(_ context.Context, k kind, now time.Time) (*madeKey, error) {
 	s := &slot{state: Prepared, notBefore: now.Add(-backdate).UTC().Truncate(time.Second), notAfter: now.Add(a.cfg.CATTL).UTC().Truncate(time.Second)}
+	made := &madeKey{slot: s}
 	switch k {
 	case kindX509:
 		ca, err := issue.NewRoot(a.cfg.CAKeyType, issue.Root{
 			TrustDomain: a.cfg.TrustDomain, Subject: a.cfg.CASubject, NotBefore: s.notBefore, NotAfter: s.notAfter,
 		})
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		s.id, s.x509 = ca.AuthorityID(), ca
-		b.X509 = append(b.X509, Root{Certificate: ca.Certificate()})
+		made.roots = []Root{{Certificate: ca.Certificate()}}
 	case kindJWT:
 		key, err := issue.GenerateJWTKey(a.cfg.JWTKeyType, s.notAfter)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		pub, err := x509.MarshalPKIXPublicKey(key.Public())
 		if err != nil {
-			return nil, nil, fmt.Errorf("encode the JWT key: %w", err)
+			return nil, fmt.Errorf("encode the JWT key: %w", err)
 		}
 		s.id, s.jwt = key.ID(), key
-		b.JWT = append(b.JWT, JWTKey{ID: key.ID(), PublicKey: pub, ExpiresAt: s.notAfter})
+		made.keys = []JWTKey{{ID: key.ID(), PublicKey: pub, ExpiresAt: s.notAfter}}
 	}
-	state, err := newBundleState(ownRow, b)
-	if err != nil {
-		return nil, nil, err
+	return made, nil
+}
+
+// bundleWith is the own bundle with what a new key needs. The caller holds mu.
+func (a *Authority) bundleWith(made *madeKey) (*bundleState, error) {
+	b := &Bundle{TrustDomain: a.cfg.TrustDomain}
+	if own := a.bundles.Get().own; own != nil {
+		b = own.clone()
+		b.Sequence++
 	}
-	return s, state, nil
+	b.X509 = append(b.X509, made.roots...)
+	b.JWT = append(b.JWT, made.keys...)
+	return newBundleState(ownRow, b)
 }
 
 // pruneBundle removes authorities that expired a day ago from the own bundle,
