@@ -25,10 +25,16 @@ import (
 )
 
 const (
-	// readBuffer is per connection and for good; requests are a few hundred
-	// bytes once Envoy has introduced itself.
-	// Larger reads go past the buffer.
-	readBuffer = 512
+	// readBuffer is per connection and for good; requests are a hundred and
+	// fifty bytes once Envoy has introduced itself. Larger reads go past the
+	// buffer.
+	readBuffer = 256
+	// writeBuffer is lent to a connection while it writes; most answers fit.
+	writeBuffer = 8 << 10
+	// window is what a client may send ahead of being read, the protocol's
+	// default. Looking for a better one, as gRPC does unless told so, would cost
+	// each connection an estimator and each request a ping.
+	window = 64<<10 - 1
 	// maxRequest bounds one message. Envoy's node description can be long.
 	maxRequest = 1 << 20
 	// drain is how long streams have to end by themselves after GOAWAY. They
@@ -125,6 +131,9 @@ func newGRPC(maxStreams int, log *slog.Logger) *grpc.Server {
 		grpc.ForceServerCodecV2(sds.Codec()),
 		grpc.Creds(peersock.Credentials()),
 		grpc.ReadBufferSize(readBuffer),
+		grpc.WriteBufferSize(writeBuffer),
+		grpc.StaticStreamWindowSize(window),
+		grpc.StaticConnWindowSize(window),
 		grpc.HeaderTableSize(0),
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.MaxHeaderListSize(16 << 10),

@@ -278,7 +278,7 @@ func (l *Listener) admit(conn *net.UnixConn) {
 			slog.Int("pid", int(cred.Pid)), slog.Uint64("uid", uint64(cred.Uid)), slog.Any("error", err))
 		return
 	}
-	c := &Conn{UnixConn: conn}
+	c := &Conn{Conn: conn}
 	c.peer = Peer{
 		l: l, conn: c, since: time.Now().UnixNano(),
 		pid: cred.Pid, uid: cred.Uid, gid: cred.Gid, pidfd: int32(pidfd),

@@ -15,10 +15,12 @@ import (
 	"github.com/spiffe-node/spiffe-node/pkg/attest"
 )
 
-// Conn is a connection whose peer is known.
+// Conn is a connection whose peer is known. It has the methods of a net.Conn
+// and no others: gRPC asks whoever offers a descriptor for options that TCP has,
+// and keeps the answers.
 type Conn struct {
-	*net.UnixConn
-	peer Peer
+	net.Conn // a *net.UnixConn
+	peer     Peer
 }
 
 // Peer is who is at the other end.
@@ -120,7 +122,7 @@ func (p *Peer) Alive() error {
 
 // Groups are the supplementary groups the process had at connect(2).
 func (p *Peer) Groups() ([]uint32, error) {
-	raw, err := p.conn.SyscallConn()
+	raw, err := p.conn.Conn.(*net.UnixConn).SyscallConn()
 	if err != nil {
 		return nil, err
 	}
@@ -168,7 +170,7 @@ func (p *Peer) close() error {
 	unix.Close(int(p.pidfd)) // leaves epoll with it
 	p.mu.Unlock()
 	closeSubject(subject)
-	err := p.conn.UnixConn.Close()
+	err := p.conn.Conn.Close()
 	p.l.forget(p)
 	return err
 }

@@ -114,7 +114,7 @@ func (r *resolver) resolve(u *svid.Update, t target, plain bool, held string) (r
 			return r.bundleFor(u, name, u.Own, plain)
 		}
 		p := r.bodies.allBundles(u)
-		if len(p.pieces) <= 1 {
+		if len(p.pieces) == 0 {
 			return resource{}, pending
 		}
 		return resource{name: name, payload: p}, known

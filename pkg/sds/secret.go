@@ -185,11 +185,9 @@ func validator(list ...*bundleBody) *payload {
 	h := sha256.New()
 	h.Write([]byte("spiffe_validator\x00"))
 	config := 0
-	pieces := make([][]byte, 1, 1+2*len(list))
 	for _, b := range list {
 		h.Write(b.digest[:])
 		config += len(b.block[0]) + len(b.block[1])
-		pieces = append(pieces, b.block[0], b.block[1])
 	}
 	typed := sizeBytes(anyTypeURL, len(validatorTypeURL)) + sizeBytes(anyValue, config)
 	extension := sizeBytes(extensionName, len(validatorName)) + sizeBytes(extensionTypedConfig, typed)
@@ -203,7 +201,16 @@ func validator(list ...*bundleBody) *payload {
 	head = protowire.AppendString(head, validatorTypeURL)
 	head = protowire.AppendTag(head, anyValue, protowire.BytesType)
 	head = protowire.AppendVarint(head, uint64(config))
-	pieces[0] = head
+	// What is not shared goes into one piece: gRPC keeps the longest list of
+	// pieces it has written, for each connection.
+	pieces := make([][]byte, 0, 2*len(list))
+	for i, b := range list {
+		own := b.block[0]
+		if i == 0 {
+			own = append(head, own...)
+		}
+		pieces = append(pieces, own, b.block[1])
+	}
 	return newPayload(secretValidationContext, [sha256.Size]byte(h.Sum(nil)), pieces...)
 }
 
