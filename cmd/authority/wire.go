@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/spiffe-node/spiffe-node/internal/adminapi"
@@ -16,6 +17,7 @@ import (
 	"github.com/spiffe-node/spiffe-node/pkg/authority/embedded"
 	"github.com/spiffe-node/spiffe-node/pkg/authority/nodeattest/jointoken"
 	"github.com/spiffe-node/spiffe-node/pkg/authority/nodeattest/k8spsat"
+	"github.com/spiffe-node/spiffe-node/pkg/authority/nodeattest/x509pop"
 )
 
 // parts is all of a running authority, in the order in which data flows.
@@ -159,7 +161,34 @@ func nodeAttestors(td spiffeid.TrustDomain, a *embedded.Authority, cfg config.No
 		}
 		out = append(out, attestor)
 	}
+	if x := cfg.X509PoP; x.Mode != "" {
+		attestor, err := x509pop.New(x509pop.Config{
+			TrustDomain:      td,
+			Mode:             x509pop.Mode(x.Mode),
+			CAFiles:          x.CABundlePaths,
+			Bundle:           func() *x509bundle.Bundle { return ownRoots(td, a) },
+			SVIDPrefix:       x.SVIDPrefix,
+			AgentPath:        x.AgentPathTemplate,
+			MaxIntermediates: x.MaxIntermediates,
+			MaxRSAKeySize:    x.MaxRSAKeySize,
+			VerifyCallerIP:   x.VerifyClientIP,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("nodeAttestation.x509pop: %w", err)
+		}
+		out = append(out, attestor)
+	}
 	return out, nil
+}
+
+// ownRoots are the trust domain's; a tainted one counts until it is revoked, as
+// it does in a handshake.
+func ownRoots(td spiffeid.TrustDomain, a *embedded.Authority) *x509bundle.Bundle {
+	out := x509bundle.New(td)
+	for _, root := range a.OwnBundle().X509 {
+		out.AddX509Authority(root.Certificate)
+	}
+	return out
 }
 
 // ready is nil when an agent would be served.

@@ -87,7 +87,7 @@ func attestOutcome(err error) string {
 // attest has the proof judged, signs the agent's SVID and records the agent. A
 // record is there before the agent knows its SVID.
 func (s *nodeAgents) attest(ctx context.Context, attestor NodeAttestor, params *agentpb.AttestAgentRequest_Params, challenge func([]byte) ([]byte, error)) (*embedded.Agent, *authority.X509Issued, error) {
-	result, err := attestor.Attest(ctx, params.GetData().GetPayload(), challenge)
+	result, err := attestor.Attest(nodeattest.WithCaller(ctx, callerOf(ctx).address), params.GetData().GetPayload(), challenge)
 	if err != nil {
 		return nil, nil, attestFailure(attestor.Type(), err)
 	}

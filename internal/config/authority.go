@@ -47,6 +47,7 @@ type AuthorityAdmin struct {
 type NodeAttestation struct {
 	JoinToken JoinTokenAttestation `yaml:"joinToken"`
 	K8sPSAT   K8sPSATAttestation   `yaml:"k8sPSAT"`
+	X509PoP   X509PoPAttestation   `yaml:"x509pop"`
 }
 
 // JoinTokenAttestation lets agents attest with a token made by an administrator.
@@ -63,6 +64,17 @@ type K8sPSATAttestation struct {
 	AllowedNodeLabelKeys    []string `yaml:"allowedNodeLabelKeys" doc:"Labels of the node that become agent_node_label selectors."`
 	AllowedPodLabelKeys     []string `yaml:"allowedPodLabelKeys" doc:"Labels of the agent's pod that become agent_pod_label selectors."`
 	KubeConfigFile          string   `yaml:"kubeConfigFile" doc:"Kubeconfig of the cluster; empty: the pod's own service account."`
+}
+
+// X509PoPAttestation lets agents attest with a certificate of their machine.
+type X509PoPAttestation struct {
+	Mode              string   `yaml:"mode" doc:"Whose certificates are agents (x509pop): external_pki = those of the CAs in caBundlePaths; spiffe = X.509-SVIDs of this trust domain below svidPrefix. Empty: attest nobody by x509pop."`
+	CABundlePaths     []string `yaml:"caBundlePaths" doc:"Files with the CA certificates (PEM) of mode external_pki, read anew at each attestation. Everybody who has a certificate of such a CA is an agent."`
+	SVIDPrefix        string   `yaml:"svidPrefix" doc:"Path below which an X.509-SVID makes an agent in mode spiffe; the rest of its path is in the agent's SPIFFE ID."`
+	AgentPathTemplate string   `yaml:"agentPathTemplate" doc:"Go template for the agent's path below /spire/agent, which must begin with /x509pop/; fields as in SPIRE, no functions beside Go's own. Empty: /x509pop/ and the certificate's SHA-1 fingerprint, in mode spiffe the rest of the SVID's path."`
+	MaxIntermediates  int      `yaml:"maxIntermediates" doc:"Intermediate certificates that an agent may send."`
+	MaxRSAKeySize     int      `yaml:"maxRSAKeySize" doc:"Largest RSA key of a certificate, in bits."`
+	VerifyClientIP    bool     `yaml:"verifyClientIP" doc:"Let an agent in only from an address that is an IP SAN of its certificate. Not behind a proxy."`
 }
 
 // Registration is the registrar for Kubernetes pods and the CRDs of
@@ -93,6 +105,7 @@ func DefaultAuthority() AuthorityProcess {
 		Embedded:   agent.Authority.Embedded,
 		NodeAttestation: NodeAttestation{
 			K8sPSAT: K8sPSATAttestation{Audience: []string{"spire-server"}},
+			X509PoP: X509PoPAttestation{SVIDPrefix: "/spire-exchange/", MaxIntermediates: 4, MaxRSAKeySize: 8192},
 		},
 		Registration: Registration{IgnoreNamespaces: []string{"kube-system", "kube-public", "spire-system"}},
 		RateLimits:   RateLimits{Attestation: true, Signing: true},
@@ -125,6 +138,7 @@ func (a *AuthorityProcess) problems(*yaml.Node) []*Problem {
 	c.absolute("admin.socketPath", a.Admin.SocketPath)
 	a.Embedded.check(&c, "embedded.")
 	a.NodeAttestation.K8sPSAT.check(&c)
+	a.NodeAttestation.X509PoP.check(&c)
 	if a.Registration.Enabled && a.NodeAttestation.K8sPSAT.Cluster == "" {
 		c.add("registration.enabled", "needs nodeAttestation.k8sPSAT.cluster: entries name the agents by cluster and node")
 	}
@@ -174,4 +188,27 @@ func (k *K8sPSATAttestation) check(c *collector) {
 	if k.KubeConfigFile != "" {
 		c.absolute(key+"kubeConfigFile", k.KubeConfigFile)
 	}
+}
+
+func (x *X509PoPAttestation) check(c *collector) {
+	const key = "nodeAttestation.x509pop."
+	if x.Mode != "" {
+		c.oneOf(key+"mode", x.Mode, "external_pki", "spiffe")
+	}
+	switch {
+	case x.Mode == "external_pki" && len(x.CABundlePaths) == 0:
+		c.add(key+"caBundlePaths", "is empty; name the files with the CAs of the agents' certificates")
+	case x.Mode == "spiffe" && len(x.CABundlePaths) > 0:
+		c.add(key+"caBundlePaths", "does not count in mode spiffe, where the trust domain's own bundle does; leave it out")
+	case x.Mode == "" && len(x.CABundlePaths) > 0:
+		c.add(key+"mode", "is missing, but caBundlePaths is set; say external_pki")
+	}
+	for i, name := range x.CABundlePaths {
+		c.absolute(fmt.Sprintf(key+"caBundlePaths[%d]", i), name)
+	}
+	if !strings.HasPrefix(x.SVIDPrefix, "/") || x.SVIDPrefix == "/" {
+		c.add(key+"svidPrefix", "%q is not a path set aside for agents, such as /spire-exchange/", x.SVIDPrefix)
+	}
+	c.positive(key+"maxIntermediates", x.MaxIntermediates)
+	c.positive(key+"maxRSAKeySize", x.MaxRSAKeySize)
 }

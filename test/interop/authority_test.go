@@ -272,6 +272,18 @@ func TestKilledAuthorityComesBack(t *testing.T) {
 	}
 }
 
+// wantReason checks a denial that tells an agent what to do about it, down to
+// the type URL that SPIRE Agents look for.
+func wantReason(t *testing.T, err error, reason typespb.PermissionDeniedDetails_Reason) {
+	t.Helper()
+	st := status.Convert(err).Proto()
+	if st.GetCode() != int32(codes.PermissionDenied) || len(st.GetDetails()) != 1 ||
+		st.GetDetails()[0].GetTypeUrl() != "type.googleapis.com/spire.api.types.PermissionDeniedDetails" ||
+		string(st.GetDetails()[0].GetValue()) != "\x08"+string(rune(reason)) {
+		t.Errorf("got %v, want a denial for %s", st, reason)
+	}
+}
+
 // The command line bans and evicts, and agents feel it on open connections.
 func TestBanAndEvict(t *testing.T) {
 	a := startAuthority(t, "")

@@ -29,7 +29,14 @@ func startSPIREAgent(t *testing.T, s *spireServer, dir, data, token string) *age
 	if fi, err := os.Lstat(filepath.Join(dir, "spire-agent.sock")); err == nil && fi.Mode()&os.ModeSymlink != 0 {
 		_ = os.Remove(filepath.Join(dir, "spire-agent.sock"))
 	}
-	host, port, _ := strings.Cut(s.address, ":")
+	return runSPIREAgent(t, s.authority, dir, data, fmt.Sprintf("join_token = %q", token), `NodeAttestor "join_token" { plugin_data {} }`)
+}
+
+// runSPIREAgent runs the SPIRE Agent that SPIRE_AGENT names as an agent of a,
+// with more settings and a node attestor.
+func runSPIREAgent(t *testing.T, of *authority, dir, data, more, attestor string) *agent {
+	t.Helper()
+	host, port, _ := strings.Cut(of.address, ":")
 	doc := fmt.Sprintf(`agent {
 	data_dir = %q
 	server_address = %q
@@ -37,14 +44,14 @@ func startSPIREAgent(t *testing.T, s *spireServer, dir, data, token string) *age
 	socket_path = %q
 	trust_bundle_path = %q
 	trust_domain = %q
-	join_token = %q
+	%s
 }
 plugins {
-	NodeAttestor "join_token" { plugin_data {} }
+	%s
 	KeyManager "disk" { plugin_data { directory = %q } }
 	WorkloadAttestor "unix" { plugin_data {} }
 }
-`, data, host, port, filepath.Join(dir, "spire-agent.sock"), s.path("bundle.pem"), trustDomain, token, data)
+`, data, host, port, filepath.Join(dir, "spire-agent.sock"), of.path("bundle.pem"), trustDomain, more, attestor, data)
 	config := filepath.Join(data, "agent.conf")
 	if err := os.WriteFile(config, []byte(doc), 0o600); err != nil {
 		t.Fatal(err)

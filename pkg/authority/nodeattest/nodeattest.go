@@ -12,8 +12,10 @@
 package nodeattest
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -59,3 +61,16 @@ func (e *kindError) Error() string { return e.text }
 
 // Is makes it its kind.
 func (e *kindError) Is(target error) bool { return target == e.kind }
+
+type callerKey struct{}
+
+// WithCaller is a context in which the agent's connection comes from address.
+func WithCaller(ctx context.Context, address netip.Addr) context.Context {
+	return context.WithValue(ctx, callerKey{}, address)
+}
+
+// Caller is where the agent's connection comes from; not valid if nobody said.
+func Caller(ctx context.Context) netip.Addr {
+	address, _ := ctx.Value(callerKey{}).(netip.Addr)
+	return address
+}
