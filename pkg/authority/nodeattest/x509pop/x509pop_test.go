@@ -1,7 +1,6 @@
 package x509pop_test
 
 import (
-	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -360,7 +359,7 @@ func TestCallerIP(t *testing.T) {
 		"192.0.2.8": "client IP 192.0.2.8 does not match any certificate IP SAN",
 		"":          "client IP not available for verification",
 	} {
-		ctx := context.Context(t.Context())
+		ctx := t.Context()
 		if address != "" {
 			ctx = nodeattest.WithCaller(ctx, netip.MustParseAddr(address))
 		}
