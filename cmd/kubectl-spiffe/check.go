@@ -174,6 +174,16 @@ func (a *app) readCluster(ctx context.Context, f *checkFlags, in *check.Input) e
 	in.Cluster, in.Unread = true, map[string]string{}
 	// Only a namespace that was asked for: what is wrong is seldom where one is.
 	all := collections(a.place.kube.Namespace, f.istioNamespace, in.Istio)
+	if in.Objects, err = listAll(ctx, cluster, all, in.Unread); err != nil {
+		return err
+	}
+	a.askAgents(ctx, cluster, in)
+	return nil
+}
+
+// listAll reads collections side by side. Those that the user may not read and
+// that matter go to unread; kinds that do not exist are empty.
+func listAll(ctx context.Context, cluster *kube.Cluster, all []collection, unread map[string]string) ([]check.Object, error) {
 	found := make([][]map[string]any, len(all))
 	errs := make([]error, len(all))
 	var group errgroup.Group
@@ -185,22 +195,22 @@ func (a *app) readCluster(ctx context.Context, f *checkFlags, in *check.Input) e
 		})
 	}
 	_ = group.Wait() // each has its own error
+	var out []check.Object
 	for i, c := range all {
 		switch err := errs[i]; {
 		case kube.IsAbsent(err):
 		case kube.IsForbidden(err):
 			if c.needed {
-				in.Unread[c.title] = err.Error()
+				unread[c.title] = err.Error()
 			}
 		case err != nil:
-			return fmt.Errorf("%s: %w", c.title, err)
+			return nil, fmt.Errorf("%s: %w", c.title, err)
 		}
 		for _, fields := range found[i] {
-			in.Objects = append(in.Objects, check.NewObject(c.kind, fields))
+			out = append(out, check.NewObject(c.kind, fields))
 		}
 	}
-	a.askAgents(ctx, cluster, in)
-	return nil
+	return out, nil
 }
 
 // askAgents adds what the agents know: the trust domain, and who has been

@@ -45,21 +45,21 @@ func TestScripts(t *testing.T) {
 			env.Setenv("SOCKET", socket)
 			env.Setenv("TZ", "UTC")
 			env.Setenv("CA_DAYS", strconv.Itoa(int(time.Until(caEnds)/(24*time.Hour))))
-			kubeconfig := filepath.Join(env.WorkDir, "cluster.kubeconfig")
-			api := &fakeAPI{command: tunnelInto(socket)}
-			for _, name := range []string{"shop.yaml"} {
-				data, err := os.ReadFile(filepath.Join("testdata", "cluster", name))
+			for variable, name := range map[string]string{"CLUSTER": "shop", "SPIRE_CLUSTER": "spire"} {
+				kubeconfig := filepath.Join(env.WorkDir, name+".kubeconfig")
+				data, err := os.ReadFile(filepath.Join("testdata", "cluster", name+".yaml"))
 				if err != nil {
 					return err
 				}
+				api := &fakeAPI{command: tunnelInto(socket)}
 				if err := api.parse(data); err != nil {
 					return err
 				}
+				if err := api.start(env.Defer, kubeconfig, "shop"); err != nil {
+					return err
+				}
+				env.Setenv(variable, kubeconfig)
 			}
-			if err := api.start(env.Defer, kubeconfig, "shop"); err != nil {
-				return err
-			}
-			env.Setenv("CLUSTER", kubeconfig)
 			env.Setenv("HOME", env.WorkDir)
 			return nil
 		},
@@ -214,7 +214,7 @@ func TestCommandsAreNamedAsPeopleTypeThem(t *testing.T) {
 		"localauthority jwt show", "localauthority jwt prepare", "localauthority jwt activate", "localauthority jwt taint", "localauthority jwt revoke",
 		"upstreamauthority taint", "upstreamauthority revoke",
 		"x509 mint", "jwt mint", "healthcheck", "logger get", "logger set", "logger reset", "debug getinfo",
-		"status", "explain", "secret", "check", "migrate config", "version",
+		"status", "explain", "secret", "check", "migrate config", "migrate plan", "version",
 	} {
 		if !names[path] {
 			t.Errorf("no command %q", path)

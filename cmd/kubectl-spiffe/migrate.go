@@ -13,7 +13,7 @@ import (
 )
 
 func (a *app) migrateCommand() *cobra.Command {
-	return group("migrate", "Moves a cluster or a machine from SPIRE Agent", a.migrateConfigCommand())
+	return group("migrate", "Moves a cluster or a machine from SPIRE Agent", a.migrateConfigCommand(), a.migratePlanCommand())
 }
 
 func (a *app) migrateConfigCommand() *cobra.Command {

@@ -205,3 +205,19 @@ func member(n *yaml.Node, name string) *yaml.Node {
 	n.Content = append(n.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: name}, out)
 	return out
 }
+
+// Value is a key of the sds-agent as it was translated; nil = it was not.
+func (r *Result) Value(key string) any {
+	var at any
+	if yaml.Unmarshal(r.YAML, &at) != nil {
+		return nil
+	}
+	for part := range strings.SplitSeq(key, ".") {
+		m, ok := at.(map[string]any)
+		if !ok {
+			return nil
+		}
+		at = m[part]
+	}
+	return at
+}

@@ -147,6 +147,9 @@ func list(fields map[string]any, path ...string) []map[string]any {
 	return out
 }
 
+// Typed reads an object as one of Kubernetes' types.
+func Typed[T any](o *Object) (T, error) { return typed[T](o.fields) }
+
 // typed reads fields as one of Kubernetes' types.
 func typed[T any](fields map[string]any) (T, error) {
 	var out T

@@ -43,6 +43,7 @@ func Run(in Input) []Finding {
 	w.pods()
 	w.registered()
 	w.identities()
+	w.beside()
 	if in.Istio {
 		w.istio()
 	}
@@ -75,6 +76,7 @@ type world struct {
 	mesh      []mesh
 	templates []template
 	native    *nativeSidecars
+	registers bool   // our authority registers pods
 	domain    string // of the identities, "" = unknown
 	domainAt  *Object
 }
@@ -123,6 +125,7 @@ func (w *world) take(o *Object) {
 	case "ClusterSPIFFEID":
 		w.takeRule(o)
 	case "ConfigMap":
+		w.registers = w.registers || o.Registers()
 		w.takeConfigMap(o)
 	case "IstioOperator":
 		w.takeOperator(o)
