@@ -29,6 +29,9 @@ func (n *node) openServer(cfg *config.Agent, td spiffeid.TrustDomain, stateDir s
 		TrustDomain:       td,
 		Addresses:         s.Addresses(),
 		InsecureBootstrap: s.TrustBundle.Insecure,
+		Rebootstrap:       spireserver.Rebootstrap(s.Rebootstrap.Mode),
+		RebootstrapDelay:  time.Duration(s.Rebootstrap.Delay),
+		RequirePQKEM:      s.RequirePQKEM,
 		StateDir:          stateDir,
 		Version:           version,
 		SyncInterval:      time.Duration(s.SyncInterval),
@@ -36,18 +39,7 @@ func (n *node) openServer(cfg *config.Agent, td spiffeid.TrustDomain, stateDir s
 		Logger:            a.log,
 		Metrics:           spireserver.NewMetrics(a.metrics),
 	}
-	switch t := s.TrustBundle; {
-	case t.Path != "":
-		c.Bootstrap = spireserver.BundleFile(t.Path, t.Format)
-	case t.URL != "":
-		c.Bootstrap = spireserver.BundleURL(t.URL, t.Format)
-	}
-	switch at := s.NodeAttestation; at.Type {
-	case config.AttestJoinToken:
-		c.Attestor = spireserver.JoinToken{Token: at.JoinToken, Path: at.JoinTokenFile}
-	default:
-		c.Attestor = spireserver.PSAT{Cluster: at.Cluster, TokenPath: at.TokenPath}
-	}
+	c.Bootstrap, c.Attestor = bootstrap(s.TrustBundle), nodeAttestor(s.NodeAttestation)
 	var err error
 	n.server, err = spireserver.New(c)
 	if errors.Is(err, spireserver.ErrOnDisk) && cfg.Identity.StateDirectory == config.StateAuto {
@@ -59,6 +51,38 @@ func (n *node) openServer(cfg *config.Agent, td spiffeid.TrustDomain, stateDir s
 	}
 	a.log.Info("identities come from a server", slog.Any("addresses", c.Addresses), slog.String("node_attestation", c.Attestor.Type()))
 	return n.server, nil
+}
+
+// bootstrap is where the first trust bundle comes from; nil = from whoever
+// answers.
+func bootstrap(t config.TrustBundle) spireserver.Bootstrap {
+	switch {
+	case t.Path != "":
+		return spireserver.BundleFile(t.Path, t.Format)
+	case t.UnixSocket != "":
+		return spireserver.BundleSocket(t.UnixSocket, t.URL, t.Format)
+	case t.URL != "":
+		return spireserver.BundleURL(t.URL, t.Format)
+	case t.WorkloadAPISocket != "":
+		return spireserver.BundleWorkloadAPI(t.WorkloadAPISocket)
+	case t.ConfigMap.Name != "":
+		m := t.ConfigMap
+		return spireserver.BundleConfigMap(spireserver.ConfigMap{Namespace: m.Namespace, Name: m.Name, Key: m.Key}, t.Format)
+	}
+	return nil
+}
+
+// nodeAttestor proves which node this is.
+func nodeAttestor(a config.AgentAttestation) spireserver.NodeAttestor {
+	switch {
+	case a.Type == config.AttestJoinToken:
+		return spireserver.JoinToken{Token: a.JoinToken, Path: a.JoinTokenFile}
+	case a.Type == config.AttestX509POP && a.WorkloadAPISocket != "":
+		return spireserver.X509POPWorkload{Socket: a.WorkloadAPISocket}
+	case a.Type == config.AttestX509POP:
+		return spireserver.X509POP{CertificatePath: a.CertificatePath, PrivateKeyPath: a.PrivateKeyPath, IntermediatesPath: a.IntermediatesPath}
+	}
+	return spireserver.PSAT{Cluster: a.Cluster, TokenPath: a.TokenPath}
 }
 
 // signer is whoever signs for this node.

@@ -80,20 +80,21 @@ func (a *agent) wire(ctx context.Context) (_ *node, err error) {
 		return nil, err
 	}
 	identities := svid.Config{
-		Authority:   n.signer(),
-		Entries:     entries,
-		KeyType:     cfg.Identity.X509SVIDKeyType,
-		Order:       n.order,
-		DefaultHint: cfg.SDS.DefaultHint,
-		StateDir:    stateDir,
-		MaxParked:   cfg.Limits.ParkedPerPod,
-		MaxIdle:     cfg.Identity.MaxX509SVIDs,
-		MaxJWT:      cfg.Identity.MaxJWTSVIDs,
-		OnLate:      n.onLate,
-		OnPark:      n.hurry,
-		Logger:      a.log,
-		Audit:       a.audit,
-		Metrics:     svid.NewMetrics(a.metrics),
+		Authority:          n.signer(),
+		Entries:            entries,
+		KeyType:            cfg.Identity.X509SVIDKeyType,
+		Order:              n.order,
+		DefaultHint:        cfg.SDS.DefaultHint,
+		StateDir:           stateDir,
+		MaxParked:          cfg.Limits.ParkedPerPod,
+		AvailabilityTarget: time.Duration(cfg.Identity.AvailabilityTarget),
+		MaxIdle:            cfg.Identity.MaxX509SVIDs,
+		MaxJWT:             cfg.Identity.MaxJWTSVIDs,
+		OnLate:             n.onLate,
+		OnPark:             n.hurry,
+		Logger:             a.log,
+		Audit:              a.audit,
+		Metrics:            svid.NewMetrics(a.metrics),
 	}
 	if n.server != nil {
 		identities.Workers = serverWorkers

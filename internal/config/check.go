@@ -40,6 +40,12 @@ func (c *collector) absolute(key, name string) {
 	}
 }
 
+func (c *collector) ifSetAbsolute(key, name string) {
+	if name != "" {
+		c.absolute(key, name)
+	}
+}
+
 // says checks that a document is what it should be, and whose.
 func (c *collector) says(d document, wantKind, trustDomain string) {
 	version, kind := d.header()
@@ -73,6 +79,9 @@ func (a *Agent) problems(root *yaml.Node) []*Problem {
 	a.checkPods(&c)
 	c.oneOf("identity.x509SVIDKeyType", a.Identity.X509SVIDKeyType, "ec-p256", "ec-p384", "rsa-2048")
 	c.oneOf("identity.defaultOrder", a.Identity.DefaultOrder, "node", "spire")
+	if t := time.Duration(a.Identity.AvailabilityTarget); t != 0 && t < 24*time.Hour {
+		c.add("identity.availabilityTarget", "%s is shorter than 24h; 0s renews at half of an SVID's life", t)
+	}
 	c.positive("identity.maxX509SVIDs", a.Identity.MaxX509SVIDs)
 	c.positive("identity.maxJWTSVIDs", a.Identity.MaxJWTSVIDs)
 	if a.WorkloadAPI.FetchWait < 0 {

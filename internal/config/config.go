@@ -123,11 +123,12 @@ type KubernetesAtts struct {
 
 // Identity says how SVIDs are kept and chosen.
 type Identity struct {
-	X509SVIDKeyType string `yaml:"x509SVIDKeyType" doc:"ec-p256, ec-p384 or rsa-2048."`
-	DefaultOrder    string `yaml:"defaultOrder" doc:"Which of several matching entries is the default: node (most selectors, then oldest) or spire (smallest entry ID, as SPIRE Agent)."`
-	StateDirectory  string `yaml:"stateDirectory" doc:"Directory on tmpfs for restart state (SVIDs and keys, owner-only); empty: none is kept. auto: /run/spiffe-node/state if that is on tmpfs, else none. Must lie outside socket.directory."`
-	MaxX509SVIDs    int    `yaml:"maxX509SVIDs" doc:"SVIDs kept ready for pods that have not called yet; those in use are always kept."`
-	MaxJWTSVIDs     int    `yaml:"maxJWTSVIDs" doc:"JWT-SVIDs kept for reuse."`
+	X509SVIDKeyType    string   `yaml:"x509SVIDKeyType" doc:"ec-p256, ec-p384 or rsa-2048."`
+	AvailabilityTarget Duration `yaml:"availabilityTarget" doc:"How long an X.509-SVID should still be valid whenever the authority goes away: it is renewed when that much of its life is left, not at half of it. 24h at least, and only for SVIDs that live half a day longer; 0s: at half of their life."`
+	DefaultOrder       string   `yaml:"defaultOrder" doc:"Which of several matching entries is the default: node (most selectors, then oldest) or spire (smallest entry ID, as SPIRE Agent)."`
+	StateDirectory     string   `yaml:"stateDirectory" doc:"Directory on tmpfs for restart state (SVIDs and keys, owner-only); empty: none is kept. auto: /run/spiffe-node/state if that is on tmpfs, else none. Must lie outside socket.directory."`
+	MaxX509SVIDs       int      `yaml:"maxX509SVIDs" doc:"SVIDs kept ready for pods that have not called yet; those in use are always kept."`
+	MaxJWTSVIDs        int      `yaml:"maxJWTSVIDs" doc:"JWT-SVIDs kept for reuse."`
 }
 
 // SDS is the Envoy Secret Discovery Service.

@@ -30,6 +30,11 @@ type Config struct {
 	// MaxParked is how many callers of one pod (Subject.LimitKey) may be
 	// parked at a time. 0 = 64.
 	MaxParked int
+	// AvailabilityTarget is how long an X.509-SVID should still be valid
+	// whenever the authority goes away: it is renewed when that much of its life
+	// is left, if its life is longer by half a day at least. 0 = SVIDs are
+	// renewed at half of their life.
+	AvailabilityTarget time.Duration
 	// MaxIdle is how many SVIDs are held for pods that have not called yet, or
 	// have left; those in use are always kept. 0 = 1000.
 	MaxIdle int
@@ -133,6 +138,7 @@ func (c Config) withDefaults() (Config, error) {
 		{&c.JWTTimeout, 5 * time.Second, "JWTTimeout"},
 		{&c.WarmFor, 2 * time.Minute, "WarmFor"},
 		{&c.LateAfter, 10 * time.Second, "LateAfter"},
+		{&c.AvailabilityTarget, 0, "AvailabilityTarget"},
 	} {
 		if *d.value < 0 {
 			return c, fmt.Errorf("svid: Config.%s is %s; use a positive time, or 0 for %s", d.name, *d.value, d.def)

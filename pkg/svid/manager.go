@@ -33,6 +33,8 @@ type Manager struct {
 	pokeMu sync.Mutex
 	pokes  []*view // subjects whose selectors may have changed
 
+	shortOnce sync.Once // an SVID too short for AvailabilityTarget was told of
+
 	mu       sync.Mutex
 	launch   func(r *record) // starts a worker; nil while Run does not run
 	workers  sync.WaitGroup
@@ -47,7 +49,7 @@ type Manager struct {
 	timers   timers
 	queue    queue
 	parked   map[string]int // limit key -> parked callers
-	idle     map[*record]struct{}
+	idle     idleRecords
 	failing  map[*record]struct{} // waiting for another try
 	lastGood time.Time            // of any answer to SignX509
 	lastFail time.Time
@@ -90,7 +92,7 @@ func New(cfg Config) (*Manager, error) {
 		warm:    make(map[string]*view),
 		groups:  make(map[string]*group),
 		parked:  make(map[string]int),
-		idle:    make(map[*record]struct{}),
+		idle:    newIdleRecords(),
 		failing: make(map[*record]struct{}),
 	}
 	m.jwts = newJWTCache(m)

@@ -162,43 +162,35 @@ func (m *Manager) restLocked(r *record) {
 }
 
 // idleLocked counts SVIDs no caller has. When they are too many, some are let
-// go, those of expected pods last.
+// go: those that have been idle longest first, those of expected pods last.
 func (m *Manager) idleLocked(r *record, called bool) {
 	if called || r.svid == nil {
-		delete(m.idle, r)
+		m.idle.remove(r)
 		return
 	}
-	m.idle[r] = struct{}{}
-	if len(m.idle) <= m.cfg.MaxIdle {
+	m.idle.add(r)
+	if m.idle.len() <= m.cfg.MaxIdle {
 		return
 	}
-	victim := r
-	for o := range m.idle {
-		if len(o.groups) == 0 {
-			victim = o
-			break
-		}
-	}
-	if len(victim.groups) == 0 {
-		m.dropLocked(victim)
+	if o := m.idle.oldest(func(o *record) bool { return len(o.groups) == 0 }); o != nil {
+		m.dropLocked(o)
 		return
 	}
-	m.eraseLocked(victim)
+	m.eraseLocked(r)
 }
 
 // roomLocked says whether one more SVID may be signed before its caller comes;
 // if need be, one is let go whose pod has left.
 func (m *Manager) roomLocked() bool {
-	if len(m.idle) < m.cfg.MaxIdle {
+	if m.idle.len() < m.cfg.MaxIdle {
 		return true
 	}
-	for o := range m.idle {
-		if len(o.groups) == 0 && o.work == resting {
-			m.dropLocked(o)
-			return true
-		}
+	o := m.idle.oldest(func(o *record) bool { return len(o.groups) == 0 && o.work == resting })
+	if o == nil {
+		return false
 	}
-	return false
+	m.dropLocked(o)
+	return true
 }
 
 // ring is the alarm of a record.
@@ -206,7 +198,7 @@ func (r *record) ring(m *Manager, now time.Time) { m.considerLocked(r, now) }
 
 func (m *Manager) eraseLocked(r *record) {
 	r.svid, r.signed, r.resign = nil, nil, false
-	delete(m.idle, r)
+	m.idle.remove(r)
 	m.showLocked(r)
 }
 

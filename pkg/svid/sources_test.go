@@ -298,6 +298,54 @@ func TestIdleSVIDsAreBounded(t *testing.T) {
 	})
 }
 
+// What was used last stays longest; what is in use always stays.
+func TestLeastRecentlyUsedGoesFirst(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var all []*entry.Entry
+		for i := range 20 {
+			all = append(all, workload(fmt.Sprint("w", i)))
+		}
+		w := run(t, newAuthority(), newEntries(all...), func(c *svid.Config) { c.MaxIdle = 5 })
+		call := func(i int) (string, *svid.Subscription) {
+			s := w.subscribe(newCaller("x", fmt.Sprint("unix:user:w", i)))
+			synctest.Wait()
+			return serial(s.Update()), s.Subscription
+		}
+		inUse := map[int]string{}
+		for i := range 10 {
+			inUse[i], _ = call(i)
+		}
+		left := map[int]string{}
+		visit := func(i int) {
+			number, s := call(i)
+			left[i] = number
+			s.Close()
+			advance(10 * time.Second) // it lingers
+		}
+		for i := 10; i < 15; i++ {
+			visit(i)
+		}
+		visit(10) // used again
+		visit(15) // one too many: 11 has to go
+		for _, i := range []int{12, 13, 14, 10, 15} {
+			number, s := call(i)
+			if number != left[i] {
+				t.Errorf("w%d was let go", i)
+			}
+			s.Close()
+		}
+		if number, _ := call(11); number == left[11] {
+			t.Error("w11 was kept, used longest ago")
+		}
+		for i, number := range inUse {
+			if got, _ := call(i); got != number {
+				t.Errorf("w%d is in use and was replaced", i)
+			}
+		}
+	})
+}
+
 func TestExpectedPodsComeBeforeDepartedOnes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -123,7 +123,9 @@ func (m *Manager) restore() {
 		}
 		for _, r := range records {
 			if r.renewAt.IsZero() || r.renewAt.After(r.svid.NotAfter) {
-				r.renewAt = renewalTime(r.svid, now)
+				r.renewAt = m.renewalTime(r.svid, now)
+			} else if at, ok := m.availableAt(r.svid); ok && at.Before(r.renewAt) {
+				r.renewAt = at // the target is newer than the state
 			}
 			m.records[r.entry.ID] = r
 			m.showLocked(r)

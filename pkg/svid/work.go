@@ -137,7 +137,7 @@ var errStillTainted = errors.New("the authority still signs with a tainted key")
 
 func (m *Manager) installLocked(r *record, svid *X509SVID, now time.Time) {
 	r.svid, r.signed = svid, r.entry
-	r.renewAt = renewalTime(svid, now)
+	r.renewAt = m.renewalTime(svid, now)
 	r.resign, r.refused, r.failures, r.retryAt = false, false, 0, time.Time{}
 	r.err, r.errAt = nil, time.Time{}
 	delete(m.failing, r)
@@ -190,6 +190,40 @@ func (m *Manager) recoveredLocked(now time.Time) {
 			m.considerLocked(r, now)
 		}
 	}
+}
+
+// Where AvailabilityTarget decides, nodes do not renew together either, and a
+// life that leaves less than availabilitySlack for renewing does not follow it.
+const (
+	availabilitySpread = 10 * time.Minute
+	availabilitySlack  = 12 * time.Hour
+)
+
+// renewalTime draws when to renew an SVID received now.
+func (m *Manager) renewalTime(svid *X509SVID, now time.Time) time.Time {
+	at, ok := m.availableAt(svid)
+	if !ok {
+		return renewalTime(svid, now)
+	}
+	return at
+}
+
+// availableAt draws when AvailabilityTarget has an SVID renewed; false if it
+// does not decide.
+func (m *Manager) availableAt(svid *X509SVID) (time.Time, bool) {
+	target := m.cfg.AvailabilityTarget
+	if target == 0 {
+		return time.Time{}, false
+	}
+	if life := svid.NotAfter.Sub(svid.NotBefore); life-target <= availabilitySlack {
+		m.shortOnce.Do(func() {
+			m.log.Warn("SVIDs do not live long enough for the availability target; they are renewed at half of their life",
+				slog.String("spiffe_id", svid.ID.String()), slog.Duration("life", life),
+				slog.Duration("availability_target", target), slog.Duration("life_needed", target+availabilitySlack))
+		})
+		return time.Time{}, false
+	}
+	return svid.NotAfter.Add(-target - jitter(availabilitySpread)), true
 }
 
 // renewalTime draws when to renew an SVID received now: at half of the life it

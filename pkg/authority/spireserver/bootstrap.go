@@ -6,11 +6,9 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"os"
-	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -60,7 +58,7 @@ func BundleURL(address, format string) Bootstrap {
 func bundleURL(transport http.RoundTripper, address, format string) Bootstrap {
 	client := &http.Client{
 		Transport: transport,
-		Timeout:   15 * time.Second,
+		Timeout:   fetchTimeout,
 		CheckRedirect: func(req *http.Request, via []*http.Request) error {
 			switch {
 			case req.URL.Scheme != "https":
@@ -76,39 +74,8 @@ func bundleURL(transport http.RoundTripper, address, format string) Bootstrap {
 		if err != nil || u.Scheme != "https" || u.Host == "" {
 			return nil, fmt.Errorf("trust bundle: %q is not an https URL", address)
 		}
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
-		if err != nil {
-			return nil, fmt.Errorf("trust bundle: %w", err)
-		}
-		res, err := client.Do(req)
-		if err != nil {
-			return nil, fmt.Errorf("trust bundle: %w", err)
-		}
-		defer res.Body.Close()
-		if res.StatusCode != http.StatusOK {
-			return nil, fmt.Errorf("trust bundle %s: the server answers %s", u.Redacted(), res.Status)
-		}
-		data, err := readLimited(res.Body)
-		if err != nil {
-			return nil, fmt.Errorf("trust bundle %s: %w", u.Redacted(), err)
-		}
-		b, err := ParseBundle(td, data, format)
-		if err != nil {
-			return nil, fmt.Errorf("trust bundle %s: %w", u.Redacted(), err)
-		}
-		return b, nil
+		return fetchBundle(ctx, client, u, td, format)
 	}
-}
-
-func readLimited(r io.Reader) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(r, maxBootstrap+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > maxBootstrap {
-		return nil, fmt.Errorf("is larger than %d bytes", maxBootstrap)
-	}
-	return data, nil
 }
 
 // ParseBundle reads a trust bundle in one of the formats; "" is FormatPEM. It

@@ -86,34 +86,30 @@ func TestBootstrapSources(t *testing.T) {
 func TestNodeAttestors(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "token")
 	psat := spireserver.PSAT{Cluster: "demo", TokenPath: path}
-	if _, err := psat.Payload(t.Context()); err == nil {
+	if _, err := psat.Prove(t.Context()); err == nil {
 		t.Error("a missing token")
 	}
 	for _, token := range []string{"first", "second"} { // the kubelet renews it
 		must(os.WriteFile(path, []byte(token+"\n"), 0o600))
-		data, err := psat.Payload(t.Context())
+		proof, err := psat.Prove(t.Context())
 		must(err)
+		data := proof.Payload
 		var got map[string]string
 		must(json.Unmarshal(data, &got))
 		if len(got) != 2 || got["cluster"] != "demo" || got["token"] != token {
 			t.Errorf("payload %s", data)
 		}
-		if data, err := (spireserver.JoinToken{Path: path}).Payload(t.Context()); err != nil || string(data) != token {
-			t.Errorf("%q %v", data, err)
+		if proof, err := (spireserver.JoinToken{Path: path}).Prove(t.Context()); err != nil || string(proof.Payload) != token {
+			t.Errorf("%q %v", proof.Payload, err)
 		}
 	}
 	must(os.WriteFile(path, []byte(strings.Repeat("secret ", 20000)), 0o600))
-	if _, err := psat.Payload(t.Context()); err == nil || strings.Contains(err.Error(), "secret") {
+	if _, err := psat.Prove(t.Context()); err == nil || strings.Contains(err.Error(), "secret") {
 		t.Errorf("too large: %v", err)
 	}
 	must(os.WriteFile(path, []byte(" \n"), 0o600))
-	if _, err := psat.Payload(t.Context()); err == nil {
+	if _, err := psat.Prove(t.Context()); err == nil {
 		t.Error("an empty token")
-	}
-	for _, a := range []spireserver.NodeAttestor{psat, spireserver.JoinToken{Token: "x"}} {
-		if _, err := a.Respond(t.Context(), []byte("?")); err == nil {
-			t.Errorf("%s answers a challenge", a.Type())
-		}
 	}
 }
 
@@ -127,6 +123,13 @@ func TestConfigRefusals(t *testing.T) {
 		"both bootstraps": func(c *spireserver.Config) { c.InsecureBootstrap = true },
 		"no attestor":     func(c *spireserver.Config) { c.Attestor = nil },
 		"negative":        func(c *spireserver.Config) { c.WithdrawConfirm = -1 },
+		"negative delay":  func(c *spireserver.Config) { c.RebootstrapDelay = -1 },
+		"odd rebootstrap": func(c *spireserver.Config) { c.Rebootstrap = "maybe" },
+		"token again":     func(c *spireserver.Config) { c.Rebootstrap = spireserver.RebootstrapAlways },
+		"nobody again": func(c *spireserver.Config) {
+			c.Rebootstrap, c.Attestor = spireserver.RebootstrapAlways, spireserver.PSAT{}
+			c.Bootstrap, c.InsecureBootstrap = nil, true
+		},
 	} {
 		cfg := good
 		edit(&cfg)

@@ -43,6 +43,7 @@ type Client struct {
 	trustMu   sync.Mutex
 	trust     *x509bundle.Bundle // to verify the server with; nil = not known yet
 	confirmed bool               // trust was heard of in this process
+	boot      attempt            // to bootstrap; zero = none under way
 	spent     [sha256.Size]byte  // the join token that was used last
 
 	rejectedMu sync.Mutex

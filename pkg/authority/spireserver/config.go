@@ -23,6 +23,14 @@ type Config struct {
 	Bootstrap Bootstrap
 	// InsecureBootstrap takes the trust bundle from whoever answers first.
 	InsecureBootstrap bool
+	// Rebootstrap says whether Bootstrap counts again when the server does not
+	// stand up to the trust bundle any more. "" = RebootstrapAuto.
+	Rebootstrap Rebootstrap
+	// RebootstrapDelay is how long that must last. 0 = 1 min.
+	RebootstrapDelay time.Duration
+	// RequirePQKEM refuses a server that agrees on no key with the post-quantum
+	// hybrid X25519MLKEM768.
+	RequirePQKEM bool
 	// Attestor proves to the server which node this is. Required.
 	Attestor NodeAttestor
 	// StateDir is an owner-only directory on tmpfs for the agent's SVID and key
@@ -55,6 +63,22 @@ type Config struct {
 	noWatch bool
 }
 
+// Rebootstrap is what a client does when the server has lost its keys, or was
+// installed anew, and the trust bundle it gave does not know it.
+type Rebootstrap string
+
+const (
+	// RebootstrapNever stays with the trust bundle; an operator has to remove
+	// the agent's state.
+	RebootstrapNever Rebootstrap = "never"
+	// RebootstrapAuto takes the bootstrap bundle, and attests anew if that is
+	// possible.
+	RebootstrapAuto Rebootstrap = "auto"
+	// RebootstrapAlways is RebootstrapAuto for those who rely on it: a node
+	// attestation that cannot be repeated is refused.
+	RebootstrapAlways Rebootstrap = "always"
+)
+
 // Intervals that nobody has needed to configure.
 const (
 	// hurryMin is the shortest time between two syncs; hurryGrowth stretches
@@ -72,9 +96,6 @@ const (
 	awaitMax   = 3 * time.Second
 	// bannedRetry is the pause before a banned agent asks again.
 	bannedRetry = 5 * time.Minute
-	// rebootstrapAfter is how long servers may fail to stand up to the trust
-	// bundle before the bootstrap bundle is asked again.
-	rebootstrapAfter = time.Minute
 	// refusedFor is how long servers may refuse the agent's certificate in the
 	// handshake, without a word why, before the node attests anew.
 	refusedFor = 3 * time.Second
@@ -109,6 +130,18 @@ func (c Config) withDefaults() (Config, error) {
 	case c.Attestor == nil:
 		return c, errors.New("spireserver: Config.Attestor is missing")
 	}
+	switch c.Rebootstrap {
+	case "":
+		c.Rebootstrap = RebootstrapAuto
+	case RebootstrapNever, RebootstrapAuto:
+	case RebootstrapAlways:
+		if c.InsecureBootstrap || c.Attestor.Type() == (JoinToken{}).Type() {
+			return c, errors.New("spireserver: Config.Rebootstrap is always, but there is nothing to begin with anew: " +
+				"it needs a bootstrap bundle and a node attestation that can be repeated")
+		}
+	default:
+		return c, fmt.Errorf("spireserver: Config.Rebootstrap %q is none of never, auto, always", c.Rebootstrap)
+	}
 	for _, a := range c.Addresses {
 		if _, _, err := net.SplitHostPort(a); err != nil {
 			return c, fmt.Errorf("spireserver: address %q is not host:port: %w", a, err)
@@ -121,6 +154,7 @@ func (c Config) withDefaults() (Config, error) {
 	}{
 		{&c.SyncInterval, 5 * time.Second, "SyncInterval"},
 		{&c.WithdrawConfirm, 0, "WithdrawConfirm"},
+		{&c.RebootstrapDelay, time.Minute, "RebootstrapDelay"},
 		{&c.RPCTimeout, 30 * time.Second, "RPCTimeout"},
 	} {
 		if *d.value < 0 {

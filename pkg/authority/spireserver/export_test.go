@@ -99,3 +99,16 @@ func Pace(interval, took time.Duration, n int, hurry bool, err error) []time.Dur
 func BundleURLWith(transport http.RoundTripper, address, format string) Bootstrap {
 	return bundleURL(transport, address, format)
 }
+
+// BundleConfigMapOf is BundleConfigMap in another pod than this.
+func BundleConfigMapOf(from ConfigMap, format, account string, getenv func(string) string) Bootstrap {
+	return bundleConfigMap(from, format, account, getenv)
+}
+
+// What outside input passes through, and what tests drive alone.
+var (
+	ConfigMapKey = configMapKey
+	POPAnswer    = popAnswer
+	FirstOf      = firstOf
+	DialTCP      = dialTCP
+)

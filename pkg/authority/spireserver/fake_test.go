@@ -118,6 +118,10 @@ type fake struct {
 	sequence     uint64
 	serials      int64
 
+	// challenge, if set, is asked of whoever attests; it gets the payload.
+	challenge func(payload []byte) (ask []byte, verify func([]byte) bool)
+	kex       tls.CurveID // the only one the server agrees on; 0 = any
+
 	sync  func(stream entrypb.Entry_SyncAuthorizedEntriesServer) error // nil = by the book
 	sign  func(p *svidpb.NewX509SVIDParams) *svidpb.BatchNewX509SVIDResponse_Result
 	watch func(req *watchpb.WatchRequest, stream watchpb.Watch_WatchServer) error // nil = unimplemented
@@ -158,10 +162,14 @@ func (f *fake) up(t *testing.T) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.lis = bufconn.Listen(1 << 16)
-	f.grpc = grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{
+	config := &tls.Config{
 		MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"}, ClientAuth: tls.RequestClientCert,
 		GetCertificate: f.certificate, VerifyPeerCertificate: f.verify,
-	})), grpc.UnaryInterceptor(f.unary), grpc.StreamInterceptor(f.stream))
+	}
+	if f.kex != 0 {
+		config.CurvePreferences = []tls.CurveID{f.kex}
+	}
+	f.grpc = grpc.NewServer(grpc.Creds(credentials.NewTLS(config)), grpc.UnaryInterceptor(f.unary), grpc.StreamInterceptor(f.stream))
 	agentpb.RegisterAgentServer(f.grpc, f)
 	entrypb.RegisterEntryServer(f.grpc, f)
 	svidpb.RegisterSVIDServer(f.grpc, f)
@@ -312,6 +320,17 @@ func (f *fake) AttestAgent(stream agentpb.Agent_AttestAgentServer) error {
 		delete(f.tokens, token)
 	} else {
 		token = kind
+	}
+	if f.challenge != nil {
+		ask, verify := f.challenge(req.GetParams().GetData().GetPayload())
+		must(stream.Send(&agentpb.AttestAgentResponse{Step: &agentpb.AttestAgentResponse_Challenge{Challenge: ask}}))
+		answer, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		if !verify(answer.GetChallengeResponse()) {
+			return status.Error(codes.PermissionDenied, "challenge response verification failed")
+		}
 	}
 	id := spiffeid.RequireFromPath(td, "/spire/agent/join_token/"+token)
 	if r := f.agents[id]; r != nil && r.banned {

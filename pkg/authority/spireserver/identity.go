@@ -252,13 +252,13 @@ func (c *Client) renew(ctx context.Context, old *nodeSVID) (*nodeSVID, error) {
 // client certificate.
 func (c *Client) attest(ctx context.Context, _ *nodeSVID) (*nodeSVID, error) {
 	attestor := c.cfg.Attestor
-	payload, err := attestor.Payload(ctx)
+	proof, err := attestor.Prove(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("attest node (%s): %w", attestor.Type(), err)
 	}
 	once := attestor.Type() == JoinToken{}.Type()
-	sum := sha256.Sum256(payload)
-	if once && c.isSpent(payload, sum) {
+	sum := sha256.Sum256(proof.Payload)
+	if once && c.isSpent(proof.Payload, sum) {
 		return nil, fmt.Errorf("attest node (%s): %w; give the agent a new one", attestor.Type(), ErrNothingNew)
 	}
 	insecure := &firstContact{client: c}
@@ -283,7 +283,7 @@ func (c *Client) attest(ctx context.Context, _ *nodeSVID) (*nodeSVID, error) {
 		return nil, err
 	}
 	start := time.Now()
-	result, err := c.attestOn(ctx, cc, payload, csr)
+	result, err := c.attestOn(ctx, cc, proof, csr)
 	c.met.called("AttestAgent", start, err)
 	if once && (err == nil || status.Code(err) == codes.InvalidArgument) {
 		c.setSpent(sum)
@@ -291,13 +291,17 @@ func (c *Client) attest(ctx context.Context, _ *nodeSVID) (*nodeSVID, error) {
 	if err != nil {
 		return nil, fmt.Errorf("attest node (%s): %w", attestor.Type(), err)
 	}
+	if c.cfg.Rebootstrap == RebootstrapAlways && !result.GetReattestable() {
+		return nil, fmt.Errorf("attest node (%s): the server attests this node once only, so the agent could not bootstrap anew; "+
+			"allow it to attest again, or set authority.spireServer.rebootstrap.mode to auto", attestor.Type())
+	}
 	return c.newNodeSVID(result.GetSvid().GetCertChain(), key, result.GetReattestable())
 }
 
 // maxChallenges bounds the rounds of one attestation.
 const maxChallenges = 16
 
-func (c *Client) attestOn(ctx context.Context, cc grpc.ClientConnInterface, payload, csr []byte) (*agentpb.AttestAgentResponse_Result, error) {
+func (c *Client) attestOn(ctx context.Context, cc grpc.ClientConnInterface, proof Proof, csr []byte) (*agentpb.AttestAgentResponse_Result, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := agentpb.NewAgentClient(cc).AttestAgent(ctx)
@@ -305,7 +309,7 @@ func (c *Client) attestOn(ctx context.Context, cc grpc.ClientConnInterface, payl
 		return nil, err
 	}
 	req := &agentpb.AttestAgentRequest{Step: &agentpb.AttestAgentRequest_Params_{Params: &agentpb.AttestAgentRequest_Params{
-		Data:   newAttestationData(c.cfg.Attestor.Type(), payload),
+		Data:   newAttestationData(c.cfg.Attestor.Type(), proof.Payload),
 		Params: &agentpb.AgentX509SVIDParams{Csr: csr},
 	}}}
 	for range maxChallenges {
@@ -322,7 +326,10 @@ func (c *Client) attestOn(ctx context.Context, cc grpc.ClientConnInterface, payl
 			_ = stream.CloseSend()
 			return step.Result, nil
 		case *agentpb.AttestAgentResponse_Challenge:
-			answer, err := c.cfg.Attestor.Respond(ctx, step.Challenge)
+			if proof.Respond == nil {
+				return nil, errChallenge
+			}
+			answer, err := proof.Respond(step.Challenge)
 			if err != nil {
 				return nil, err
 			}

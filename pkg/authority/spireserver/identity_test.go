@@ -24,9 +24,11 @@ import (
 // attestor is one that may attest again.
 type attestor struct{}
 
-func (attestor) Type() string                                    { return "k8s_psat" }
-func (attestor) Payload(context.Context) ([]byte, error)         { return []byte("proof"), nil }
-func (attestor) Respond(context.Context, []byte) ([]byte, error) { return nil, errors.New("none") }
+func (attestor) Type() string { return "k8s_psat" }
+
+func (attestor) Prove(context.Context) (spireserver.Proof, error) {
+	return spireserver.Proof{Payload: []byte("proof")}, nil
+}
 
 func (f *fake) record(path string) *record {
 	return f.agents[spiffeid.RequireFromPath(td, path)]

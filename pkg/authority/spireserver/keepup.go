@@ -147,8 +147,8 @@ func (c *Client) certificateRefused(ctx context.Context, id *nodeSVID) {
 		return
 	}
 	if !id.reattestable {
-		payload, err := c.cfg.Attestor.Payload(ctx)
-		if err != nil || c.isSpent(payload, sha256.Sum256(payload)) {
+		proof, err := c.cfg.Attestor.Prove(ctx)
+		if err != nil || c.isSpent(proof.Payload, sha256.Sum256(proof.Payload)) {
 			return // another token may come
 		}
 	}

@@ -6,15 +6,13 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
+	"log/slog"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/connectivity"
@@ -22,27 +20,6 @@ import (
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
 )
-
-// deadPeer is how long sent data may stay unacknowledged, and how long a quiet
-// connection may be silent, before the kernel gives it up.
-const deadPeer = 20 * time.Second
-
-func dialTCP(ctx context.Context, address string) (net.Conn, error) {
-	d := net.Dialer{
-		Timeout:         5 * time.Second,
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 2},
-		Control: func(_, _ string, raw syscall.RawConn) error {
-			var err error
-			if cerr := raw.Control(func(fd uintptr) {
-				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(deadPeer/time.Millisecond))
-			}); cerr != nil {
-				return cerr
-			}
-			return err
-		},
-	}
-	return d.DialContext(ctx, "tcp", address)
-}
 
 // connect makes a connection that is opened when it is first used and again
 // whenever the server ends it: the addresses in turn, each round after at most
@@ -83,6 +60,9 @@ func (c *Client) serverTLS(svid *x509svid.SVID, verify func(raw [][]byte) error)
 			return verify(raw)
 		},
 	}
+	if c.cfg.RequirePQKEM {
+		config.MinVersion, config.CurvePreferences = tls.VersionTLS13, []tls.CurveID{tls.X25519MLKEM768}
+	}
 	if svid != nil {
 		cert := &tls.Certificate{PrivateKey: svid.PrivateKey, Leaf: svid.Certificates[0]}
 		for _, crt := range svid.Certificates {
@@ -94,10 +74,11 @@ func (c *Client) serverTLS(svid *x509svid.SVID, verify func(raw [][]byte) error)
 }
 
 // verifyServer is nil for a chain of spiffe://TD/spire/server below the trust
-// bundle. The bootstrap bundle counts too until the server's own was heard of in
-// this process, as the one in the state may be too old, and again when no
-// server has stood up to that for rebootstrapAfter: the server may have lost its
-// keys, and whoever keeps the bootstrap bundle has put the new one there.
+// bundle. Unless that is switched off, the bootstrap bundle counts too until the
+// server's own was heard of in this process, as the one in the state may be too
+// old, and again when no server has stood up to that for RebootstrapDelay: the
+// server may have lost its keys, and whoever keeps the bootstrap bundle has put
+// the new one there.
 func (c *Client) verifyServer(raw [][]byte) error {
 	trust, confirmed := c.trusted()
 	err := errNoTrust
@@ -107,7 +88,7 @@ func (c *Client) verifyServer(raw [][]byte) error {
 		if err == nil {
 			c.verified.Store(time.Now().UnixNano())
 		}
-		if err == nil || confirmed && lasts < rebootstrapAfter {
+		if err == nil || c.cfg.Rebootstrap == RebootstrapNever || confirmed && lasts < c.cfg.RebootstrapDelay {
 			return err
 		}
 	}
@@ -116,17 +97,49 @@ func (c *Client) verifyServer(raw [][]byte) error {
 	}
 	ctx, cancel := context.WithTimeout(c.life, c.cfg.RPCTimeout)
 	defer cancel()
-	trust, berr := c.cfg.Bootstrap(ctx, c.cfg.TrustDomain)
+	again := trust != nil
+	trust, berr := c.cfg.Bootstrap(c.attempt(ctx, again), c.cfg.TrustDomain)
 	if berr != nil {
 		if errors.Is(err, errNoTrust) {
 			return berr
 		}
 		return errors.Join(err, berr)
 	}
-	if err = c.verifyWith(trust, raw); err == nil {
-		c.verified.Store(time.Now().UnixNano())
+	if err = c.verifyWith(trust, raw); err != nil {
+		return err
 	}
-	return err
+	c.verified.Store(time.Now().UnixNano())
+	c.bootstrapped(trust, confirmed)
+	return nil
+}
+
+// attempt notes one more use of the bootstrap bundle, and tells its source.
+func (c *Client) attempt(ctx context.Context, again bool) context.Context {
+	c.trustMu.Lock()
+	defer c.trustMu.Unlock()
+	if c.boot.since.IsZero() {
+		c.boot = attempt{since: time.Now(), address: c.cfg.Addresses[0]}
+	}
+	c.boot.again = again
+	c.boot.number++
+	return context.WithValue(ctx, attemptKey{}, c.boot)
+}
+
+// bootstrapped is told that a server stands up to the bootstrap bundle. If it
+// has not stood up to its own for a while, an SVID that hangs on that is of no
+// use to it; where none can be had anew, the server has to say so itself.
+func (c *Client) bootstrapped(trust *x509bundle.Bundle, again bool) {
+	c.trustMu.Lock()
+	c.boot = attempt{}
+	c.trustMu.Unlock()
+	id := c.identity.Get()
+	if !again || id == nil || !id.reattestable || c.isRejected(id) {
+		return
+	}
+	if _, _, err := x509svid.Verify(id.Certificates, trust); err != nil {
+		c.log.Warn("the server stands up to the bootstrap bundle only; the node attests anew", slog.String("agent_id", id.ID.String()))
+		c.reject(id, notAttested)
+	}
 }
 
 func (c *Client) verifyWith(trust *x509bundle.Bundle, raw [][]byte) error {

@@ -13,10 +13,16 @@ import (
 type NodeAttestor interface {
 	// Type is the name of the server's attestor, such as k8s_psat.
 	Type() string
-	// Payload opens an attestation. It reads what it needs anew each time.
-	Payload(ctx context.Context) ([]byte, error)
-	// Respond answers a challenge of the server.
-	Respond(ctx context.Context, challenge []byte) ([]byte, error)
+	// Prove begins an attestation. It reads what it needs anew each time.
+	Prove(ctx context.Context) (Proof, error)
+}
+
+// Proof is one attestation.
+type Proof struct {
+	// Payload opens it.
+	Payload []byte
+	// Respond answers a challenge of the server; nil = there are none.
+	Respond func(challenge []byte) ([]byte, error)
 }
 
 // ErrNothingNew is wrapped by a NodeAttestor that has nothing to show that was
@@ -27,8 +33,8 @@ var ErrNothingNew = errors.New("the join token has been used")
 // as with SPIRE Agent.
 const DefaultTokenPath = "/var/run/secrets/tokens/spire-agent" //nolint:gosec // a path
 
-// maxToken bounds a token file, bytes.
-const maxToken = 64 << 10
+// maxFile bounds a file with a token, key or certificates, bytes.
+const maxFile = 64 << 10
 
 var errChallenge = errors.New("the server asks for more, which this attestation does not know")
 
@@ -42,24 +48,22 @@ type PSAT struct {
 // Type is k8s_psat.
 func (PSAT) Type() string { return "k8s_psat" }
 
-// Payload holds the cluster's name and the token.
-func (p PSAT) Payload(context.Context) ([]byte, error) {
+// Prove shows the cluster's name and the token.
+func (p PSAT) Prove(context.Context) (Proof, error) {
 	path := p.TokenPath
 	if path == "" {
 		path = DefaultTokenPath
 	}
 	token, err := readToken(path)
 	if err != nil {
-		return nil, err
+		return Proof{}, err
 	}
-	return json.Marshal(struct {
+	payload, err := json.Marshal(struct {
 		Cluster string `json:"cluster"`
 		Token   string `json:"token"`
 	}{p.Cluster, token})
+	return Proof{Payload: payload}, err
 }
-
-// Respond fails: k8s_psat has no challenges.
-func (PSAT) Respond(context.Context, []byte) ([]byte, error) { return nil, errChallenge }
 
 // JoinToken attests with a token that the server made for one agent and one
 // use (join_token).
@@ -71,34 +75,40 @@ type JoinToken struct {
 // Type is join_token.
 func (JoinToken) Type() string { return "join_token" }
 
-// Payload is the token.
-func (j JoinToken) Payload(context.Context) ([]byte, error) {
+// Prove shows the token.
+func (j JoinToken) Prove(context.Context) (Proof, error) {
 	if j.Path == "" {
-		return []byte(j.Token), nil
+		return Proof{Payload: []byte(j.Token)}, nil
 	}
 	token, err := readToken(j.Path)
-	return []byte(token), err
+	return Proof{Payload: []byte(token)}, err
 }
 
-// Respond fails: join_token has no challenges.
-func (JoinToken) Respond(context.Context, []byte) ([]byte, error) { return nil, errChallenge }
-
-// readToken never puts the content into an error.
 func readToken(path string) (string, error) {
-	info, err := os.Stat(path)
+	data, err := readSmall("token", path)
 	if err != nil {
-		return "", fmt.Errorf("token: %w", err)
-	}
-	if info.Size() > maxToken || !info.Mode().IsRegular() {
-		return "", fmt.Errorf("token %s is no file of at most %d bytes", path, maxToken)
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return "", fmt.Errorf("token: %w", err)
+		return "", err
 	}
 	token := strings.TrimSpace(string(data))
 	if token == "" {
 		return "", fmt.Errorf("token %s is empty", path)
 	}
 	return token, nil
+}
+
+// readSmall reads a file of at most maxFile bytes. It never puts the content
+// into an error.
+func readSmall(what, path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	if info.Size() > maxFile || !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s %s is no file of at most %d bytes", what, path, maxFile)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	return data, nil
 }
