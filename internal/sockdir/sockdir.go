@@ -64,7 +64,7 @@ func Listen(dir, name string, links ...string) (*Socket, error) {
 	}
 	l.SetUnlinkOnClose(false)
 	s := &Socket{UnixListener: l, path: filepath.Join(dir, name)}
-	if err := s.publish(tmp, dir, name, links); err != nil {
+	if err := s.publish(tmp, dir, links); err != nil {
 		_ = l.Close()
 		_ = os.Remove(tmp)
 		return nil, err
@@ -72,7 +72,7 @@ func Listen(dir, name string, links ...string) (*Socket, error) {
 	return s, nil
 }
 
-func (s *Socket) publish(tmp, dir, name string, links []string) error {
+func (s *Socket) publish(tmp, dir string, links []string) error {
 	// Any uid must be able to connect: sidecars run as 1337, applications as
 	// anything. Who they are is decided by the kernel's word, not by the mode.
 	if err := os.Chmod(tmp, 0o777); err != nil { //nolint:gosec // public by design

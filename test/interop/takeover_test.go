@@ -78,7 +78,7 @@ func podMount(t *testing.T, dir string) string {
 	if os.Geteuid() != 0 {
 		t.Skip("mounts need root: skipping what a running pod's mount sees")
 	}
-	at, err := os.MkdirTemp("", "m") //nolint:usetesting // removed after the mount in it is gone
+	at, err := os.MkdirTemp("", "m") //nolint:usetesting // t.TempDir is too long for a socket //nolint:usetesting // removed after the mount in it is gone
 	if err != nil {
 		t.Fatal(err)
 	}

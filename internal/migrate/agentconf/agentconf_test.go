@@ -15,11 +15,11 @@ import (
 )
 
 // reference is every key of SPIRE Agent with a value.
-func reference(t testing.TB) map[string]any {
-	t.Helper()
+func reference(tb testing.TB) map[string]any {
+	tb.Helper()
 	data, err := os.ReadFile("testdata/keys.txt")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	out := map[string]any{}
 	for line := range strings.Lines(string(data)) {
@@ -29,7 +29,7 @@ func reference(t testing.TB) map[string]any {
 		key, text, _ := strings.Cut(strings.TrimSpace(line), " ")
 		var value any
 		if err := json.Unmarshal([]byte(text), &value); err != nil {
-			t.Fatalf("%s: %v", key, err)
+			tb.Fatalf("%s: %v", key, err)
 		}
 		out[key] = value
 	}

@@ -106,6 +106,7 @@ const (
 	useMetrics  = "metrics are for Prometheus, at /metrics of health.address: collect them from there"
 	useLimits   = "calls per second are not counted: limits.* bound connections, streams and waiting calls of each pod, before attestation"
 	noBroker    = "there is no Broker API: whoever uses it needs an agent that has it, on nodes of its own"
+	newAgentID  = "it is part of the agent's SPIFFE ID, so entries of the old agent need the new one as parent, or a token made with -spiffeID"
 	noDelegates = "there is no Delegated Identity API: keep SPIRE Agent on nodes whose proxies use it (Cilium, ztunnel), or give each pod its own identity by its volume"
 )
 
@@ -130,8 +131,8 @@ var rules = map[string]rule{
 	"agent.disable_sds_api":                 boolean("sds.disabled"),
 	"agent.allow_unauthenticated_verifiers": boolean("workloadAPI.allowUnauthenticatedVerifiers"),
 	"agent.allowed_foreign_jwt_claims":      list("workloadAPI.allowedForeignJWTClaims"),
-	"agent.join_token":                      later("a join token is good for one attestation, and this one is SPIRE Agent's: write a new one (spire-server token generate) into the file", attestation+"type", attestation+"joinTokenFile"),
-	"agent.join_token_file":                 later("a join token is good for one attestation: write a new one into the file", attestation+"type", attestation+"joinTokenFile"),
+	"agent.join_token":                      later("a join token is good for one attestation, and this one is SPIRE Agent's: write a new one (spire-server token generate) into the file; "+newAgentID, attestation+"type", attestation+"joinTokenFile"),
+	"agent.join_token_file":                 later("a join token is good for one attestation: write a new one into the file; "+newAgentID, attestation+"type", attestation+"joinTokenFile"),
 	"agent.insecure_bootstrap":              boolean(bundle + "insecure"),
 	"agent.trust_bundle_path":               text(bundle+"path", nil),
 	"agent.trust_bundle_url":                text(bundle+"url", nil),

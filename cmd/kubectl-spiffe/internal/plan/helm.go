@@ -95,15 +95,17 @@ func rest(r *agentconf.Result, trusted bool) map[string]any {
 }
 
 // drop removes a key, and what it leaves empty.
-func drop(m map[string]any, path ...string) {
-	next, ok := m[path[0]].(map[string]any)
-	if len(path) > 1 && ok {
-		drop(next, path[1:]...)
-		if len(next) > 0 {
-			return
-		}
+func drop(m map[string]any, key string, below ...string) {
+	if len(below) == 0 {
+		delete(m, key)
+		return
 	}
-	if len(path) == 1 || ok {
-		delete(m, path[0])
+	next, ok := m[key].(map[string]any)
+	if !ok {
+		return
+	}
+	drop(next, below[0], below[1:]...)
+	if len(next) == 0 {
+		delete(m, key)
 	}
 }

@@ -122,7 +122,8 @@ func Make(in Input) *Plan {
 }
 
 func (w *world) block(what, do string) { w.plan.Blockers = append(w.plan.Blockers, Remark{what, do}) }
-func (w *world) warn(what, do string)  { w.plan.Warnings = append(w.plan.Warnings, Remark{what, do}) }
+
+func (w *world) warn(what, do string) { w.plan.Warnings = append(w.plan.Warnings, Remark{what, do}) }
 
 func sortedKeys[V any](m map[string]V) []string {
 	out := make([]string, 0, len(m))
