@@ -29,12 +29,12 @@ type Binding struct {
 	// mu is taken by notifications and is never held while anything outside is
 	// called.
 	mu       sync.Mutex
-	exe      *procfs.Exe // held until settled; nil without path discovery
 	settled  bool
+	closed   bool
+	exe      *procfs.Exe // held until settled; nil without path discovery
 	path     string
 	sum      string // SHA-256, hexadecimal; "" not known
 	denied   error
-	closed   bool
 	watchers []*watcher
 }
 

@@ -54,9 +54,9 @@ type call struct {
 
 	// mu guards the rest and is never held while sending.
 	mu      sync.Mutex
-	wake    func(error) // ends the handler's wait for the client; called once
-	end     error       // why we ended the stream
-	lateAt  int64       // when it was parked; 0 = it is not
+	ended   chan struct{} // closed with end, if that is what the handler waits for
+	end     error         // why we ended the stream
+	lateAt  int64         // when it was parked; 0 = it is not
 	sentAt  int64
 	ackedAt int64
 	acked   string
@@ -84,7 +84,7 @@ const (
 )
 
 // waiting are the names the client waits for.
-func (c *core) waiting() []string { return c.late }
+func (c *core) waiting() []string { return c.late() }
 
 func handleStream(srv any, ss grpc.ServerStream) error { return srv.(*Server).serve(ss, newStream) }
 
@@ -109,13 +109,9 @@ func (s *Server) begin(ss grpc.ServerStream, protocol func(*resolver) machine) (
 	m := protocol(s.resolve)
 	c := &call{server: s, stream: ss, id: s.ids.Add(1), opened: time.Now().UnixNano(), machine: m}
 	s.metrics.streams.WithLabelValues(m.kind()).Inc()
-	transport, single := grpc.ServerTransportStreamFromContext(ss.Context()).(statusWriter)
+	transport, single := transportOf(ss)
 	if !single {
 		return nil, c.serveApart()
-	}
-	c.wake = func(err error) {
-		_, answer := refusal(err)
-		_ = transport.WriteStatus(status.Convert(answer)) // fails only if the stream is over
 	}
 	c.direct = directly(transport)
 	if !c.call(dutyOpen) {
@@ -131,9 +127,14 @@ type statusWriter interface {
 	WriteStatus(st *status.Status) error
 }
 
+func transportOf(ss grpc.ServerStream) (statusWriter, bool) {
+	w, ok := grpc.ServerTransportStreamFromContext(ss.Context()).(statusWriter)
+	return w, ok
+}
+
 func (c *call) serveApart() error {
-	ended, quit := make(chan struct{}), make(chan struct{})
-	c.wake = func(error) { close(ended) }
+	c.ended = make(chan struct{})
+	quit := make(chan struct{})
 	if !c.call(dutyOpen) {
 		return c.finish()
 	}
@@ -161,7 +162,7 @@ func (c *call) serveApart() error {
 				return c.finish()
 			}
 			next <- struct{}{}
-		case <-ended:
+		case <-c.ended:
 			return c.finish()
 		}
 	}
@@ -318,18 +319,24 @@ func (c *call) close() error {
 // fail ends the stream from outside its handler.
 func (c *call) fail(err error) {
 	c.mu.Lock()
-	if c.end == nil {
+	first := c.end == nil
+	if first {
 		c.end = err
 	}
-	wake := c.wake
-	c.wake = nil
 	c.mu.Unlock()
-	if wake != nil {
-		wake(err)
+	switch {
+	case !first:
+	case c.ended != nil:
+		close(c.ended)
+	default:
+		if transport, ok := transportOf(c.stream); ok {
+			_, answer := refusal(err)
+			_ = transport.WriteStatus(status.Convert(answer)) // fails only if the stream is over
+		}
 	}
 }
 
-func (c *call) ended() error {
+func (c *call) over() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.end
@@ -337,7 +344,7 @@ func (c *call) ended() error {
 
 // step lets one event act on the newest picture and does what follows from it.
 func (c *call) step(event func(*svid.Update) action) error {
-	if err := c.ended(); err != nil || c.sub == nil {
+	if err := c.over(); err != nil || c.sub == nil {
 		return err
 	}
 	u := c.sub.Update()

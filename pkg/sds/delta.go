@@ -32,8 +32,8 @@ func (d *delta) read(b []byte) (func(*svid.Update) action, error) {
 func (d *delta) request(q *deltaRequest, u *svid.Update) (a action) {
 	first := !d.started
 	d.started = true
-	if q.node != nil {
-		d.node = *q.node
+	if first || q.node != nil {
+		d.plain = q.node.plain(d.r.plain)
 	}
 	// Subscriptions count whatever the nonce: they are changes, not lists.
 	a.verdict, a.rejects = d.judge(q.nonce, q.nack)
@@ -44,13 +44,13 @@ func (d *delta) request(q *deltaRequest, u *svid.Update) (a action) {
 		d.wildcard = len(q.subscribe.list) == 0
 	}
 	force := d.subscribe(q.subscribe.list, q.unsubscribe.list, first, &a)
-	if len(d.names) > MaxNames {
+	if len(d.targets) > MaxNames {
 		a.end = errTooManyNames
 		return a
 	}
 	if first {
 		for _, t := range d.targets {
-			if version, ok := q.initial[t.name]; ok {
+			if version, ok := q.initial[t.name]; ok && t.means != meansNothing {
 				d.items = append(d.items, item{name: t.name, version: version, brought: true})
 			}
 		}
@@ -84,11 +84,11 @@ func (d *delta) subscribe(add, drop []string, first bool, a *action) (force map[
 	if len(add) == 0 && len(drop) == 0 {
 		return nil
 	}
-	have := make(map[string]struct{}, len(d.names)+len(add))
-	for _, name := range d.names {
+	names := d.names()
+	have := make(map[string]struct{}, len(names)+len(add))
+	for _, name := range names {
 		have[name] = struct{}{}
 	}
-	names := slices.Clone(d.names)
 	for _, name := range add {
 		switch name {
 		case wildcardName:
@@ -163,7 +163,7 @@ func (d *delta) gone(u *svid.Update, found look) (removed []string) {
 	}
 	for i := range d.items {
 		it := &d.items[i]
-		asked := slices.ContainsFunc(d.targets, func(t target) bool { return t.name == it.name })
+		asked := slices.ContainsFunc(d.targets, func(t target) bool { return t.name == it.name && t.means != meansNothing })
 		if (!asked || !it.brought) && d.lapsed(u, it, found.known) {
 			removed = append(removed, it.name)
 		}

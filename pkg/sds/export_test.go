@@ -27,7 +27,7 @@ type Outcome struct {
 func outcome(c *core, a action, delta bool) (out Outcome) {
 	out = Outcome{
 		Cause: a.cause, Verdict: a.verdict.String(), Text: a.rejects.message,
-		Unknown: a.unknown, Late: c.late, Narrow: a.narrow, End: a.end,
+		Unknown: a.unknown, Late: c.late(), Narrow: a.narrow, End: a.end,
 	}
 	if a.send != nil {
 		var full proto.Message

@@ -40,7 +40,7 @@ func (s *Server) fetch(ctx context.Context, q *request) (m *message, err error) 
 	}
 	f := newFetch(s.resolve, q)
 	a := f.look(u)
-	if len(f.late) > 0 {
+	if len(f.late()) > 0 {
 		if a, err = s.awaitFetch(ctx, f, a); err != nil {
 			return nil, s.refuseFetch(ctx, err, &outcome)
 		}
@@ -50,15 +50,15 @@ func (s *Server) fetch(ctx context.Context, q *request) (m *message, err error) 
 		return &message{a.send}, nil
 	}
 	switch {
-	case len(f.late) == 0:
+	case len(f.late()) == 0:
 		outcome = reasonUnknown
-		return nil, status.Errorf(codes.NotFound, "unknown secret names %q", shorten(f.unknown))
+		return nil, status.Errorf(codes.NotFound, "unknown secret names %q", shorten(f.unknown()))
 	case !f.synced:
 		outcome = reasonLate
 		return nil, status.Error(codes.Unavailable, "late: the agent has not heard from its authority yet")
 	}
 	outcome = reasonLate
-	return nil, status.Errorf(codes.PermissionDenied, "late: no identity issued for %s", clip(strings.Join(shorten(f.late), " "), 512))
+	return nil, status.Errorf(codes.PermissionDenied, "late: no identity issued for %s", clip(strings.Join(shorten(f.late()), " "), 512))
 }
 
 func (s *Server) refuseFetch(ctx context.Context, err error, outcome *string) error {
@@ -110,14 +110,14 @@ func (s *Server) awaitFetch(ctx context.Context, f *fetch, a action) (action, er
 		return a, inner{err}
 	}
 	defer sub.Close()
-	if err := sub.Park(clip(strings.Join(shorten(f.late), " "), 512)); err != nil {
+	if err := sub.Park(clip(strings.Join(shorten(f.late()), " "), 512)); err != nil {
 		return a, inner{err}
 	}
 	defer sub.Unpark()
 	timer := time.NewTimer(hold)
 	defer timer.Stop()
 	for {
-		if a = f.look(sub.Update()); len(f.late) == 0 {
+		if a = f.look(sub.Update()); len(f.late()) == 0 {
 			return a, nil
 		}
 		select {

@@ -20,8 +20,11 @@ type node struct {
 
 // plain says whether bundles go to this client as plain trusted_ca. Envoy has
 // the SPIFFE validator since 1.18; a client that names no version is assumed
-// to be newer.
-func (n node) plain(configured bool) bool {
+// to be newer, as is one that does not describe itself.
+func (n *node) plain(configured bool) bool {
+	if n == nil {
+		return configured
+	}
 	if n.disable != nil {
 		configured = *n.disable
 	}

@@ -143,6 +143,14 @@ func text(value []byte) (string, error) {
 	return string(value), nil
 }
 
+// typeURLText is text for a field that nearly always holds the same.
+func typeURLText(value []byte) (string, error) {
+	if string(value) == TypeURL {
+		return TypeURL, nil
+	}
+	return text(value)
+}
+
 func (q *request) unmarshal(b []byte) error {
 	*q = request{}
 	return fields(b, func(num protowire.Number, typ protowire.Type, value []byte, _ uint64) (err error) {
@@ -160,7 +168,7 @@ func (q *request) unmarshal(b []byte) error {
 				q.names.add(name)
 			}
 		case 4:
-			q.typeURL, err = text(value)
+			q.typeURL, err = typeURLText(value)
 		case 5:
 			q.nonce, err = text(value)
 		case 6:
@@ -181,7 +189,7 @@ func (q *deltaRequest) unmarshal(b []byte) error {
 		case 1:
 			q.node, err = parseNode(q.node, value)
 		case 2:
-			q.typeURL, err = text(value)
+			q.typeURL, err = typeURLText(value)
 		case 3:
 			if name, err = text(value); err == nil {
 				q.subscribe.add(name)

@@ -33,7 +33,7 @@ const (
 )
 
 // meaning is what a requested name stands for, whoever asks.
-type meaning int
+type meaning uint8
 
 const (
 	meansNothing meaning = iota
@@ -56,6 +56,7 @@ type resolver struct {
 type target struct {
 	name  string
 	means meaning
+	late  bool        // the client waits for it
 	id    spiffeid.ID // of meansIdentity and meansTrustDomain
 }
 

@@ -49,9 +49,7 @@ type Served struct {
 // state is the part of a status the protocol keeps.
 func (c *core) state(out *StreamStatus) {
 	out.All = c.wildcard && c.started
-	out.Names = append([]string(nil), c.names...)
-	out.Late = append([]string(nil), c.late...)
-	out.Unknown = append([]string(nil), c.unknown...)
+	out.Names, out.Late, out.Unknown = c.names(), c.late(), c.unknown()
 	if c.nonces > 0 {
 		out.Nonce = c.nonce()
 	}

@@ -68,36 +68,44 @@ type core struct {
 	r        *resolver
 	started  bool // the first request came
 	wildcard bool
-	names    []string // asked for by name, no repetition
-	targets  []target // those of names that are ours
-	unknown  []string // those that are not
-	node     node
-	nonces   uint64 // responses so far
-	judged   bool   // the client has said what it thinks of the last one
-	items    []item
-	late     []string // names the client waits for
+	plain    bool     // bundles go out as plain trusted_ca
+	judged   bool     // the client has said what it thinks of the last response
 	warned   bool     // about narrow
+	targets  []target // asked for by name, no repetition
+	nonces   uint64   // responses so far
+	items    []item
 }
 
 // ask replaces the list of names.
 func (c *core) ask(names []string, a *action) {
-	before := c.unknown
-	c.names, c.targets, c.unknown = names, make([]target, 0, len(names)), nil
+	before := c.unknown()
+	c.targets = make([]target, 0, len(names))
 	for _, name := range names {
-		if t := c.r.target(name); t.means != meansNothing {
-			c.targets = append(c.targets, t)
-		} else {
-			c.unknown = append(c.unknown, name)
-		}
+		c.targets = append(c.targets, c.r.target(name))
 	}
-	if len(c.unknown) > 0 && !slices.Equal(c.unknown, before) {
-		a.unknown = c.unknown
+	if now := c.unknown(); !slices.Equal(now, before) {
+		a.unknown = now
 	}
 }
 
-func (c *core) nonce() string { return strconv.FormatUint(c.nonces, 10) }
+// names are those asked for, unknown those of them that are no names of ours,
+// and late those the client waits for.
+func (c *core) names() []string { return c.which(func(*target) bool { return true }) }
+func (c *core) unknown() []string {
+	return c.which(func(t *target) bool { return t.means == meansNothing })
+}
+func (c *core) late() []string { return c.which(func(t *target) bool { return t.late }) }
 
-func (c *core) plain() bool { return c.node.plain(c.r.plain) }
+func (c *core) which(is func(*target) bool) (names []string) {
+	for i := range c.targets {
+		if t := &c.targets[i]; is(t) {
+			names = append(names, t.name)
+		}
+	}
+	return names
+}
+
+func (c *core) nonce() string { return strconv.FormatUint(c.nonces, 10) }
 
 func (c *core) item(name string) *item {
 	for i := range c.items {
@@ -140,18 +148,21 @@ type look struct {
 // survey resolves all names and updates late.
 func (c *core) survey(u *svid.Update, a *action) look {
 	var out look
-	plain := c.plain()
 	if c.wildcard {
-		out.known = c.r.everything(u, plain)
+		out.known = c.r.everything(u, c.plain)
 	}
 	covered := len(out.known)
-	c.late = nil
-	for _, t := range c.targets {
+	for i := range c.targets {
+		t := &c.targets[i]
+		t.late = false
+		if t.means == meansNothing {
+			continue
+		}
 		held := ""
 		if it := c.item(t.name); it != nil {
 			held = it.entryID
 		}
-		res, st := c.r.resolve(u, t, plain, held)
+		res, st := c.r.resolve(u, *t, c.plain, held)
 		switch st {
 		case known:
 			if !slices.ContainsFunc(out.known[:covered], func(o resource) bool { return o.name == t.name }) {
@@ -159,11 +170,11 @@ func (c *core) survey(u *svid.Update, a *action) look {
 			}
 		case absent:
 			out.absent = append(out.absent, t.name)
-			c.late = append(c.late, t.name)
+			t.late = true
 		default:
-			c.late = append(c.late, t.name)
+			t.late = true
 		}
-		if plain && t.means == meansAllBundles && !c.warned && len(u.Federated) > 0 {
+		if c.plain && t.means == meansAllBundles && !c.warned && len(u.Federated) > 0 {
 			c.warned, a.narrow = true, true
 		}
 	}
@@ -176,7 +187,7 @@ func (c *core) lapsed(u *svid.Update, it *item, known []resource) bool {
 	if slices.ContainsFunc(known, func(r resource) bool { return r.name == it.name }) {
 		return false
 	}
-	_, st := c.r.resolve(u, c.r.target(it.name), c.plain(), it.entryID)
+	_, st := c.r.resolve(u, c.r.target(it.name), c.plain, it.entryID)
 	return st == absent || st == unknown
 }
 
@@ -219,11 +230,11 @@ func (s *stream) request(q *request, u *svid.Update) (a action) {
 		}
 	}
 	s.started = true
-	if q.node != nil {
-		s.node = *q.node
+	if first || q.node != nil {
+		s.plain = q.node.plain(s.r.plain)
 	}
 	wildcard, names := normalise(q.names.list)
-	changed := wildcard != s.wildcard || !sameSet(names, s.names)
+	changed := wildcard != s.wildcard || !sameSet(names, s.names())
 	if s.wildcard = wildcard; first || changed {
 		s.ask(names, &a)
 	}

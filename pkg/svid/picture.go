@@ -54,9 +54,9 @@ func (m *Manager) publishLocked(v *view) {
 		return
 	}
 	v.pic.Store(pic)
-	if !v.since.IsZero() && len(pic.update.Identities) > 0 {
-		m.met.firstSVID.Observe(max(0, m.now().Sub(v.since)).Seconds())
-		v.since = unset
+	if v.since != 0 && len(pic.update.Identities) > 0 {
+		m.met.firstSVID.Observe(max(0, m.now().Sub(time.Unix(0, v.since))).Seconds())
+		v.since = 0
 	}
 	if old == nil || !news(old.update, pic.update) {
 		return

@@ -82,7 +82,7 @@ func (m *Manager) attach(s attest.Subject, sub *Subscription) *view {
 			m.calls = append(m.calls, fresh.stop)
 		} else {
 			v = fresh
-			v.since = now
+			v.since = now.UnixNano()
 			v.attached = true
 			m.views[s] = v
 			m.putLocked(v, m.matchLocked(v.selectors, nil), now)

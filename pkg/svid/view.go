@@ -19,9 +19,9 @@ type view struct {
 	group     *group
 	place     int // in group.views
 	subs      []*Subscription
-	stop      func()    // ends Subject.Watch; immutable once attached
-	since     time.Time // when the caller came; zero once it has had an SVID
-	alarm     timer     // ends a view without subscriptions
+	stop      func() // ends Subject.Watch; immutable once attached
+	since     int64  // when the caller came, Unix nanoseconds; 0 once it has had an SVID
+	alarm     timer  // ends a view without subscriptions
 	pic       atomic.Pointer[picture]
 	handed    atomic.Pointer[picture] // last picture that was handed out
 	used      atomic.Int64            // last Snapshot or JWT, Unix nanoseconds; 0 = never
