@@ -23,6 +23,12 @@ type spireServer struct{ *authority }
 // startSPIREServer runs the SPIRE Server that SPIRE_SERVER names.
 func startSPIREServer(t *testing.T) *spireServer {
 	t.Helper()
+	return startSPIREServerWith(t, "")
+}
+
+// startSPIREServerWith is startSPIREServer with more plugins.
+func startSPIREServerWith(t *testing.T, plugins string) *spireServer {
+	t.Helper()
 	if os.Getenv("SPIRE_SERVER") == "" {
 		t.Skip("SPIRE_SERVER does not name a spire-server binary")
 	}
@@ -47,8 +53,9 @@ plugins {
 	DataStore "sql" { plugin_data { database_type = "sqlite3" connection_string = %q } }
 	NodeAttestor "join_token" { plugin_data {} }
 	KeyManager "disk" { plugin_data { keys_path = %q } }
+	%s
 }
-`, port, s.admin(), trustDomain, dir, s.path("db.sqlite3"), s.path("keys.json"))
+`, port, s.admin(), trustDomain, dir, s.path("db.sqlite3"), s.path("keys.json"), plugins)
 	if err := os.WriteFile(s.path("server.conf"), []byte(doc), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -270,19 +270,10 @@ func TestSPIREAgentOfOurAuthority(t *testing.T) {
 			path := "/of/" + name
 			a.register(tc.id, path)
 			dir := t.TempDir()
-			public, err := os.MkdirTemp("", "sn-") //nolint:usetesting // t.TempDir is too long for a socket
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = os.RemoveAll(public) })
+			public := socketDir(t)
 			spire := runSPIREAgent(t, a, public, dir, tc.agent, tc.plugin)
 			addr := workloadapi.WithAddr("unix:" + public + "/spire-agent.sock")
-			var svid *x509svid.SVID
-			for deadline := time.Now().Add(patience); svid == nil; time.Sleep(50 * time.Millisecond) {
-				if svid, err = workloadapi.FetchX509SVID(withTimeout(t), addr); err != nil && time.Now().After(deadline) {
-					t.Fatalf("%v\n%s", err, spire.log)
-				}
-			}
+			svid := waitForSVID(t, spire, public+"/spire-agent.sock")
 			if _, _, err := x509svid.Verify(svid.Certificates, a.bundle); err != nil || svid.ID.Path() != path {
 				t.Errorf("%s: %v", svid.ID, err)
 			}
