@@ -46,6 +46,8 @@ type Authority struct {
 	// else; it is taken before mu. Only steps change the journal.
 	rotating sync.Mutex
 
+	upstream upstreamState
+
 	// mu is held during a change, from reading the present state to
 	// publishing the new one; it guards the store and every set above.
 	mu     sync.Mutex
@@ -58,7 +60,8 @@ var _ authority.Authority = (*Authority)(nil)
 // Open reads the state file, or creates it with a new CA, and leaves the
 // authority ready to sign. A state whose CA has expired is opened too; if its
 // successor cannot be stored, signing answers authority.ErrNotReady until it
-// can. Errors wrap ErrCorrupt, ErrLocked, ErrForeign or ErrNewer where they
+// can. So it is where upstream is away and no CA is valid; where one is,
+// upstream is not asked before Run. Errors wrap ErrCorrupt, ErrLocked, ErrForeign or ErrNewer where they
 // apply; the state file is then as it was.
 func Open(cfg Config) (*Authority, error) {
 	cfg = cfg.withDefaults()
@@ -96,7 +99,10 @@ func open(cfg Config, s store) (*Authority, error) {
 		a.log.Warn("default X509-SVID TTL is longer than the CA's last stretch; SVIDs issued shortly before a rotation will be shorter",
 			slog.Duration("ttl", cfg.DefaultX509SVIDTTL), slog.Duration("longest", longest))
 	}
-	if err := a.rotate(context.Background(), time.Now()); err != nil {
+	if err := a.leaveUpstream(time.Now()); err != nil {
+		a.log.Error("cannot note that there is no upstream authority any more", slog.Any("error", err))
+	}
+	if err := a.rotateAtStart(); err != nil {
 		if a.journal.Load().x509.current == nil {
 			return nil, fmt.Errorf("make the first CA: %w", err)
 		}
@@ -120,6 +126,14 @@ func (a *Authority) Run(ctx context.Context) error {
 	defer entries.Stop()
 	bundle := time.NewTicker(pruneBundlePeriod)
 	defer bundle.Stop()
+	if a.cfg.Upstream != nil {
+		// Closing ends it too, though not a call that is under way.
+		follow, cancel := context.WithCancel(ctx)
+		var done sync.WaitGroup
+		done.Go(func() { a.followUpstream(follow) })
+		defer done.Wait()
+		defer cancel()
+	}
 	for {
 		var what string
 		var err error

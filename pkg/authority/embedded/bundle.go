@@ -17,6 +17,7 @@ import (
 type Root struct {
 	Certificate *x509.Certificate
 	Tainted     bool
+	Upstream    *FromUpstream // nil = not from there
 }
 
 // JWTKey is a public key that JWT-SVIDs are verified with.
@@ -25,6 +26,7 @@ type JWTKey struct {
 	PublicKey []byte    // PKIX DER
 	ExpiresAt time.Time // zero = not known
 	Tainted   bool
+	Upstream  *FromUpstream // nil = not from there
 }
 
 // Bundle is the trust bundle of one trust domain. Immutable once handed to or
@@ -35,6 +37,9 @@ type Bundle struct {
 	JWT         []JWTKey
 	RefreshHint time.Duration // whole seconds
 	Sequence    uint64
+	// Revoked are the SHA-256 sums of roots that were revoked here and that
+	// upstream still has.
+	Revoked []string
 }
 
 // bundleState is a stored bundle with what is derived from it.
@@ -47,7 +52,7 @@ type bundleState struct {
 
 func (b *Bundle) clone() *Bundle {
 	c := *b
-	c.X509, c.JWT = slices.Clone(b.X509), slices.Clone(b.JWT)
+	c.X509, c.JWT, c.Revoked = slices.Clone(b.X509), slices.Clone(b.JWT), slices.Clone(b.Revoked)
 	return &c
 }
 
@@ -103,26 +108,29 @@ type (
 		JWT         []jwtKeyRecord       `json:"jwt,omitempty"`
 		RefreshHint int64                `json:"refresh_hint,omitempty"` // seconds
 		Sequence    uint64               `json:"sequence"`
+		Revoked     []string             `json:"revoked,omitempty"` // hex SHA-256
 	}
 	rootRecord struct {
-		DER     []byte `json:"der"`
-		Tainted bool   `json:"tainted,omitempty"`
+		DER      []byte        `json:"der"`
+		Tainted  bool          `json:"tainted,omitempty"`
+		Upstream *FromUpstream `json:"upstream,omitempty"`
 	}
 	jwtKeyRecord struct {
-		ID        string    `json:"id"`
-		PublicKey []byte    `json:"public_key"`
-		ExpiresAt time.Time `json:"expires_at,omitzero"`
-		Tainted   bool      `json:"tainted,omitempty"`
+		ID        string        `json:"id"`
+		PublicKey []byte        `json:"public_key"`
+		ExpiresAt time.Time     `json:"expires_at,omitzero"`
+		Tainted   bool          `json:"tainted,omitempty"`
+		Upstream  *FromUpstream `json:"upstream,omitempty"`
 	}
 )
 
 func encodeBundle(b *Bundle) ([]byte, error) {
-	rec := bundleRecord{TrustDomain: b.TrustDomain, RefreshHint: int64(b.RefreshHint / time.Second), Sequence: b.Sequence}
+	rec := bundleRecord{TrustDomain: b.TrustDomain, RefreshHint: int64(b.RefreshHint / time.Second), Sequence: b.Sequence, Revoked: b.Revoked}
 	for _, r := range b.X509 {
-		rec.X509 = append(rec.X509, rootRecord{r.Certificate.Raw, r.Tainted})
+		rec.X509 = append(rec.X509, rootRecord{r.Certificate.Raw, r.Tainted, r.Upstream})
 	}
 	for _, k := range b.JWT {
-		rec.JWT = append(rec.JWT, jwtKeyRecord{k.ID, k.PublicKey, k.ExpiresAt.UTC(), k.Tainted})
+		rec.JWT = append(rec.JWT, jwtKeyRecord{k.ID, k.PublicKey, k.ExpiresAt.UTC(), k.Tainted, k.Upstream})
 	}
 	out, err := json.Marshal(rec)
 	if err != nil {
@@ -145,13 +153,13 @@ func decodeBundle(content []byte) (*Bundle, error) {
 	if rec.RefreshHint < 0 || rec.RefreshHint > maxSeconds {
 		return nil, fmt.Errorf("refresh hint of %d s", rec.RefreshHint)
 	}
-	b := &Bundle{TrustDomain: rec.TrustDomain, RefreshHint: time.Duration(rec.RefreshHint) * time.Second, Sequence: rec.Sequence}
+	b := &Bundle{TrustDomain: rec.TrustDomain, RefreshHint: time.Duration(rec.RefreshHint) * time.Second, Sequence: rec.Sequence, Revoked: rec.Revoked}
 	for i, r := range rec.X509 {
 		cert, err := x509.ParseCertificate(r.DER)
 		if err != nil {
 			return nil, fmt.Errorf("X.509 authority %d: %w", i, err)
 		}
-		b.X509 = append(b.X509, Root{cert, r.Tainted})
+		b.X509 = append(b.X509, Root{cert, r.Tainted, r.Upstream})
 	}
 	for _, k := range rec.JWT {
 		b.JWT = append(b.JWT, JWTKey(k))

@@ -20,7 +20,7 @@ const ownRow = 0
 
 // bundleBook is all bundles at one moment. Immutable.
 type bundleBook struct {
-	own       *bundleState // nil only before the first CA
+	own       *bundleState // empty before the first CA
 	federated map[spiffeid.TrustDomain]*bundleState
 	lastRow   int64
 	set       *authority.BundleSet
@@ -49,9 +49,13 @@ func (b *bundleBook) without(td spiffeid.TrustDomain) *bundleBook {
 	return &out
 }
 
-// publishable is the book with the next version of what the node gets.
+// publishable is the book with the next version of what the node gets; there is
+// none before the first CA.
 func (b *bundleBook) publishable() *bundleBook {
 	out := *b
+	if len(b.own.X509) == 0 {
+		return &out
+	}
 	out.set = &authority.BundleSet{
 		Version:     b.set.Version + 1,
 		Own:         b.own.spiffe,

@@ -56,6 +56,9 @@ type Config struct {
 	// CASubject is the C, O and CN of a new CA; empty = C=US, O=SPIFFE.
 	CASubject pkix.Name
 
+	// Upstream signs the CA certificates; nil = they are self-signed.
+	Upstream Upstream
+
 	// DefaultX509SVIDTTL is for entries that give none; 0 = 1 h.
 	DefaultX509SVIDTTL time.Duration
 	// DefaultJWTSVIDTTL is for entries that give none; 0 = 5 min.

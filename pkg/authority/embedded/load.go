@@ -47,12 +47,17 @@ func (a *Authority) load() error {
 	}
 	l.book.set = &authority.BundleSet{}
 	a.entries, a.agents = latest.New(set), latest.New(l.agents)
-	a.bundles, a.tokens = latest.New(&l.book), l.tokens
-	if l.book.own != nil {
-		a.bundles = latest.New(l.book.publishable())
-		a.metrics.version.Set(float64(l.book.own.Sequence))
-	}
+	a.tokens = l.tokens
 	a.journal.Store(l.resume())
+	if l.book.own == nil {
+		own, err := newBundleState(ownRow, &Bundle{TrustDomain: a.cfg.TrustDomain})
+		if err != nil {
+			return err
+		}
+		l.book.own = own
+	}
+	a.bundles = latest.New(l.book.publishable())
+	a.metrics.version.Set(float64(l.book.own.Sequence))
 	a.metrics.entries.Set(float64(set.Len()))
 	return nil
 }

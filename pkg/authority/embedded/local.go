@@ -153,6 +153,8 @@ func (a *Authority) taint(ctx context.Context, k kind, id string) (_ LocalAuthor
 		return LocalAuthority{}, invalid("unable to taint current local authority", nil)
 	case s.next == nil || s.next.id != id:
 		return LocalAuthority{}, errUnexpectedAuthorityID
+	case s.next.upstream != "":
+		return LocalAuthority{}, errSignedUpstream
 	case s.next.state != Old:
 		return LocalAuthority{}, invalid(fmt.Sprintf("only Old local authorities can be tainted: unsupported local authority status: %s", s.next.state), nil)
 	}
@@ -211,6 +213,9 @@ func (a *Authority) revoke(ctx context.Context, k kind, id string) (err error) {
 	defer a.mu.Unlock()
 	s := a.journal.Load().of(k)
 	b := a.bundles.Get().own.clone()
+	if s.next != nil && s.next.id == id && s.next.upstream != "" {
+		return errRevokeOfUpstream
+	}
 	if err := checkRevocable(k, *s, b, id); err != nil {
 		return err
 	}

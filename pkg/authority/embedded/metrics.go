@@ -14,6 +14,9 @@ type Metrics struct {
 	expiry    *prometheus.GaugeVec
 	rotations *prometheus.CounterVec
 	version   prometheus.Gauge
+
+	upstreamCalls   *prometheus.CounterVec
+	upstreamFailing prometheus.Gauge
 }
 
 // NewMetrics builds the metrics and registers them, unless reg is nil. It
@@ -35,11 +38,15 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		expiry: prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("ca_expiry_timestamp_seconds",
 			"When the active signing key expires, by kind (x509, jwt).")), []string{"kind"}),
 		rotations: prometheus.NewCounterVec(prometheus.CounterOpts(opts("ca_rotations_total",
-			"Steps of key rotation, by kind (x509, jwt), step (prepare, activate, taint, revoke) and outcome (ok, error).")), []string{"kind", "step", "outcome"}),
+			"Steps of key rotation, by kind (x509, jwt), step (prepare, activate, replace, taint, revoke) and outcome (ok, error).")), []string{"kind", "step", "outcome"}),
+		upstreamCalls: prometheus.NewCounterVec(prometheus.CounterOpts(opts("upstream_calls_total",
+			"Calls to the upstream authority, by call (sign, bundle, publish) and outcome (ok, error).")), []string{"call", "outcome"}),
+		upstreamFailing: prometheus.NewGauge(prometheus.GaugeOpts(opts("upstream_failing",
+			"1 while the upstream authority does not answer as it should, else 0."))),
 		version: prometheus.NewGauge(prometheus.GaugeOpts(opts("bundle_sequence", "Sequence number of the own trust bundle."))),
 	}
 	if reg != nil {
-		reg.MustRegister(m.signed, m.writes, m.entries, m.expiry, m.rotations, m.version)
+		reg.MustRegister(m.signed, m.writes, m.entries, m.expiry, m.rotations, m.version, m.upstreamCalls, m.upstreamFailing)
 	}
 	return m
 }

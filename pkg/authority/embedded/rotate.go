@@ -26,28 +26,52 @@ func (a *Authority) rotate(ctx context.Context, now time.Time) error {
 	var errs []error
 	for _, k := range []kind{kindX509, kindJWT} {
 		s := *a.journal.Load().of(k)
-		due := s.due(now)
+		due := a.due(k, s, now)
 		if due == stepNone {
+			a.atRest(k)
+			continue
+		}
+		if due != stepActivate && !a.mayTry(k, now) {
 			continue
 		}
 		if s.current != nil && !s.current.usable(now) {
 			a.log.Warn("signing key is out of its time; the clock may have jumped", slog.String("kind", string(k)), slog.String("authority_id", s.current.id),
 				slog.Time("not_before", s.current.notBefore), slog.Time("not_after", s.current.notAfter), slog.Time("now", now))
 		}
-		if err := a.step(ctx, k, due, now); err != nil {
+		err := a.stepByTime(ctx, k, due, now)
+		if a.cfg.Upstream != nil && due != stepActivate {
+			if !errors.Is(err, context.Canceled) {
+				a.backOff(k, s.current, err, now)
+			}
+			continue
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("%s %s authority: %w", due, k.name(), err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
+// stepByTime is step, without a new CA that would be no gain.
+func (a *Authority) stepByTime(ctx context.Context, k kind, st step, now time.Time) error {
+	return a.stepIf(ctx, k, st, now, func(made *slot) error { return a.outlives(made, a.journal.Load().of(k).current, now) })
+}
+
 // step makes the key that a step of rotation needs, which may take its time,
 // and performs the step. The caller holds rotating.
-func (a *Authority) step(ctx context.Context, k kind, st step, now time.Time) (err error) {
+func (a *Authority) step(ctx context.Context, k kind, st step, now time.Time) error {
+	return a.stepIf(ctx, k, st, now, func(*slot) error { return nil })
+}
+
+// stepIf is step if the new key, where there is one, is accepted.
+func (a *Authority) stepIf(ctx context.Context, k kind, st step, now time.Time, accept func(*slot) error) (err error) {
 	defer func() { a.metrics.rotations.WithLabelValues(string(k), string(st), outcome(err)).Inc() }()
 	var made *madeKey
 	if st == stepPrepare || st == stepReplace {
-		if made, err = a.newKey(ctx, k, now); err != nil {
+		if made, err = a.newKey(ctx, k, now); err == nil {
+			err = accept(made.slot)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -113,13 +137,18 @@ func (a *Authority) publishSlots(k kind, s slots) {
 // madeKey is a new signing key with what the own bundle must hold before the
 // key signs.
 type madeKey struct {
-	slot  *slot
-	roots []Root
-	keys  []JWTKey
+	slot     *slot
+	roots    []Root
+	keys     []JWTKey
+	upstream *UpstreamBundle // what upstream had to say, or nil
 }
 
-// newKey makes a key. It needs no lock.
-func (a *Authority) newKey(_ context.Context, k kind, now time.Time) (*madeKey, error) {
+// newKey makes a key, with upstream's help where there is one. It needs no
+// lock.
+func (a *Authority) newKey(ctx context.Context, k kind, now time.Time) (*madeKey, error) {
+	if k == kindX509 && a.cfg.Upstream != nil {
+		return a.newIntermediate(ctx, now)
+	}
 	s := &slot{state: Prepared, notBefore: now.Add(-backdate).UTC().Truncate(time.Second), notAfter: now.Add(a.cfg.CATTL).UTC().Truncate(time.Second)}
 	made := &madeKey{slot: s}
 	switch k {
@@ -143,40 +172,51 @@ func (a *Authority) newKey(_ context.Context, k kind, now time.Time) (*madeKey, 
 		}
 		s.id, s.jwt = key.ID(), key
 		made.keys = []JWTKey{{ID: key.ID(), PublicKey: pub, ExpiresAt: s.notAfter}}
+		if a.cfg.Upstream != nil {
+			if err := a.publishJWT(ctx, made); err != nil {
+				return nil, err
+			}
+		}
 	}
 	return made, nil
 }
 
 // bundleWith is the own bundle with what a new key needs. The caller holds mu.
 func (a *Authority) bundleWith(made *madeKey) (*bundleState, error) {
-	b := &Bundle{TrustDomain: a.cfg.TrustDomain}
-	if own := a.bundles.Get().own; own != nil {
-		b = own.clone()
+	own := a.bundles.Get().own
+	b := own.clone()
+	if len(own.X509)+len(own.JWT) > 0 {
 		b.Sequence++
 	}
 	b.X509 = append(b.X509, made.roots...)
 	b.JWT = append(b.JWT, made.keys...)
+	if made.upstream != nil {
+		b.add(made.upstream)
+		b.neededUntil(made.slot.upstream, made.slot.notAfter)
+	}
 	return newBundleState(ownRow, b)
 }
 
 // pruneBundle removes authorities that expired a day ago from the own bundle,
-// but never the last of a kind.
+// and those that upstream dropped when nothing below them is left, but never the
+// last of a kind.
 func (a *Authority) pruneBundle(now time.Time) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	own := a.bundles.Get().own
 	j := a.journal.Load()
-	gone := func(id string, k kind, notAfter time.Time) bool {
-		if s := j.of(k); s.current != nil && s.current.id == id {
+	gone := func(id string, k kind, notAfter time.Time, up *FromUpstream) bool {
+		s := j.of(k)
+		if s.current != nil && s.current.rootID() == id || s.next != nil && s.next.state == Prepared && s.next.rootID() == id {
 			return false
 		}
-		return !notAfter.IsZero() && now.Sub(notAfter) > pruneSafety
+		return !notAfter.IsZero() && now.Sub(notAfter) > pruneSafety || up.over(now)
 	}
 	b := own.clone()
 	b.X509 = slices.DeleteFunc(b.X509, func(r Root) bool {
-		return gone(r.authorityID(), kindX509, r.Certificate.NotAfter)
+		return gone(r.authorityID(), kindX509, r.Certificate.NotAfter, r.Upstream)
 	})
-	b.JWT = slices.DeleteFunc(b.JWT, func(k JWTKey) bool { return gone(k.ID, kindJWT, k.ExpiresAt) })
+	b.JWT = slices.DeleteFunc(b.JWT, func(k JWTKey) bool { return gone(k.ID, kindJWT, k.ExpiresAt, k.Upstream) })
 	if len(b.X509) == 0 {
 		b.X509 = own.X509
 	}

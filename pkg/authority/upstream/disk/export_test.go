@@ -1,0 +1,7 @@
+package disk
+
+// The parsers of the files.
+var (
+	ParseCertificates = parseCertificates
+	ParseKey          = parseKey
+)
