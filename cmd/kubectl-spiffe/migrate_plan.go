@@ -339,7 +339,7 @@ func (a *app) printIdentities(i plan.Identities) error {
 		fmt.Fprint(a.stdout, "\nDefault identities were not compared: give the server's entries with --entries or -socketPath.\n")
 		return nil
 	}
-	fmt.Fprintf(a.stdout, "\nDefault identities: %s compared, %d match several entries, %d of them depend on the order.\n",
+	fmt.Fprintf(a.stdout, "\nDefault identities: %s compared; several entries match: %d; the default depends on the order: %d.\n",
 		count(i.Callers, "container", "containers"), i.Several, len(i.Change))
 	if len(i.NotJudged) > 0 {
 		fmt.Fprintf(a.stdout, "%s with unix selectors could not be judged from pods.\n", count(len(i.NotJudged), "entry", "entries"))

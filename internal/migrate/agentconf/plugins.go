@@ -39,7 +39,16 @@ var builtIn = map[string]plugin{
 	"NodeAttestor/join_token": {outcome: Translated, to: []string{attestation + "type"}, apply: func(t *translation) {
 		t.set[attestation+"type"] = "join_token"
 	}, data: map[string]rule{}},
-	"NodeAttestor/x509pop":        otherNode("a certificate of the node"),
+	"NodeAttestor/x509pop": {
+		outcome: Translated, to: []string{attestation + "type"},
+		apply: func(t *translation) { t.set[attestation+"type"] = "x509pop" },
+		data: map[string]rule{
+			"certificate_path":       text(attestation+"certificatePath", nil),
+			"private_key_path":       text(attestation+"privateKeyPath", nil),
+			"intermediates_path":     text(attestation+"intermediatesPath", nil),
+			"spiffe_endpoint_socket": socket(attestation + "workloadAPISocket"),
+		},
+	},
 	"NodeAttestor/aws_iid":        otherNode("an AWS instance identity document"),
 	"NodeAttestor/azure_imds":     otherNode("Azure's metadata service"),
 	"NodeAttestor/azure_msi":      otherNode("an Azure managed identity"),

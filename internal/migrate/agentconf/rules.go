@@ -84,6 +84,17 @@ func duration(to string) rule {
 	})
 }
 
+// socket is a unix socket, with or without the scheme SPIRE Agent wants.
+func socket(to string) rule {
+	return text(to, func(s string) (any, error) {
+		path := strings.TrimPrefix(strings.TrimPrefix(s, "unix:"), "//")
+		if !strings.HasPrefix(path, "/") {
+			return nil, fmt.Errorf("%q is no unix socket's absolute path; over TCP it is not asked", s)
+		}
+		return path, nil
+	})
+}
+
 func list(to string) rule {
 	return rule{outcome: Translated, to: []string{to}, apply: func(t *translation, v *node, _ *Item) error {
 		all, ok := v.texts()
@@ -126,26 +137,25 @@ var rules = map[string]rule{
 		t.Facts.Delegates, _ = v.texts()
 		return nil
 	}},
-	"agent.data_dir":                        notNeeded("the agent attests anew; what a restart needs is kept in identity.stateDirectory, in memory"),
-	"agent.disable_workload_api":            boolean("workloadAPI.disabled"),
-	"agent.disable_sds_api":                 boolean("sds.disabled"),
-	"agent.allow_unauthenticated_verifiers": boolean("workloadAPI.allowUnauthenticatedVerifiers"),
-	"agent.allowed_foreign_jwt_claims":      list("workloadAPI.allowedForeignJWTClaims"),
-	"agent.join_token":                      later("a join token is good for one attestation, and this one is SPIRE Agent's: write a new one (spire-server token generate) into the file; "+newAgentID, attestation+"type", attestation+"joinTokenFile"),
-	"agent.join_token_file":                 later("a join token is good for one attestation: write a new one into the file; "+newAgentID, attestation+"type", attestation+"joinTokenFile"),
-	"agent.insecure_bootstrap":              boolean(bundle + "insecure"),
-	"agent.trust_bundle_path":               text(bundle+"path", nil),
-	"agent.trust_bundle_url":                text(bundle+"url", nil),
-	"agent.trust_bundle_format":             later("", bundle+"format"),
-	"agent.trust_bundle_unix_socket":        unsupported("the bundle's URL is fetched over the network only: put the bundle into a file and name it with authority.spireServer.trustBundle.path"),
-	"agent.trust_bundle_spiffe_workload_api": unsupported("the bundle is not fetched from another Workload API: have spiffe-helper or a sidecar write it to a file, which is read " +
-		"anew for each attempt, and name it with authority.spireServer.trustBundle.path"),
-	"agent.rebootstrap_mode":            {outcome: NotNeeded, text: "an agent that does not know its server's certificate any more reads the trust bundle anew by itself (as auto does) and attests again"},
-	"agent.rebootstrap_delay":           notNeeded("it does so at once, and tries again with growing pauses"),
-	"agent.workload_x509_svid_key_type": text("identity.x509SVIDKeyType", nil),
-	"agent.availability_target":         unsupported("SVIDs are renewed at a point of their life spread around its half: give entries a longer TTL for the same reserve"),
-	"agent.x509_svid_cache_max_size":    atLeastOne("identity.maxX509SVIDs"),
-	"agent.jwt_svid_cache_max_size":     atLeastOne("identity.maxJWTSVIDs"),
+	"agent.data_dir":                         notNeeded("the agent attests anew; what a restart needs is kept in identity.stateDirectory, in memory"),
+	"agent.disable_workload_api":             boolean("workloadAPI.disabled"),
+	"agent.disable_sds_api":                  boolean("sds.disabled"),
+	"agent.allow_unauthenticated_verifiers":  boolean("workloadAPI.allowUnauthenticatedVerifiers"),
+	"agent.allowed_foreign_jwt_claims":       list("workloadAPI.allowedForeignJWTClaims"),
+	"agent.join_token":                       later("a join token is good for one attestation, and this one is SPIRE Agent's: write a new one (spire-server token generate) into the file; "+newAgentID, attestation+"type", attestation+"joinTokenFile"),
+	"agent.join_token_file":                  later("a join token is good for one attestation: write a new one into the file; "+newAgentID, attestation+"type", attestation+"joinTokenFile"),
+	"agent.insecure_bootstrap":               boolean(bundle + "insecure"),
+	"agent.trust_bundle_path":                text(bundle+"path", nil),
+	"agent.trust_bundle_url":                 text(bundle+"url", nil),
+	"agent.trust_bundle_format":              later("", bundle+"format"),
+	"agent.trust_bundle_unix_socket":         socket(bundle + "unixSocket"),
+	"agent.trust_bundle_spiffe_workload_api": socket(bundle + "workloadAPISocket"),
+	"agent.rebootstrap_mode":                 text(spireServer+"rebootstrap.mode", nil),
+	"agent.rebootstrap_delay":                duration(spireServer + "rebootstrap.delay"),
+	"agent.workload_x509_svid_key_type":      text("identity.x509SVIDKeyType", nil),
+	"agent.availability_target":              duration("identity.availabilityTarget"),
+	"agent.x509_svid_cache_max_size":         atLeastOne("identity.maxX509SVIDs"),
+	"agent.jwt_svid_cache_max_size":          atLeastOne("identity.maxJWTSVIDs"),
 
 	"agent.sds.default_svid_name":              text("sds.defaultSVIDName", nil),
 	"agent.sds.default_bundle_name":            text("sds.defaultBundleName", nil),
@@ -165,7 +175,7 @@ var rules = map[string]rule{
 	"agent.experimental.sync_interval":               duration(spireServer + "syncInterval"),
 	"agent.experimental.jwt_svid_cache_hit_timeout":  notNeeded("a JWT-SVID that is good for more than half its life is given at once, without asking the server"),
 	"agent.experimental.use_sync_authorized_entries": notNeeded("the server is asked that way if it can answer so"),
-	"agent.experimental.require_pq_kem":              unsupported("TLS to the server prefers hybrid post-quantum key exchange where both sides can, and cannot be made to insist: let the server insist"),
+	"agent.experimental.require_pq_kem":              boolean(spireServer + "requirePQKEM"),
 	"agent.experimental.named_pipe_name":             unsupported(windowsOnly),
 	"agent.experimental.admin_named_pipe_name":       unsupported(windowsOnly),
 	"agent.experimental.feature_flags":               unsupported("there are no feature flags; WIT-SVIDs, which one of SPIRE's is for, are not served"),

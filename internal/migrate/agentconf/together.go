@@ -21,6 +21,7 @@ func (t *translation) together() {
 		t.Facts.ServerAddress = net.JoinHostPort(host, t.value("agent.server_port"))
 		t.set[spireServer+"address"] = t.Facts.ServerAddress
 	}
+	t.rebootstrap()
 	t.socket()
 	t.nodeAttestation()
 	if t.set[bundle+"path"] != nil || t.set[bundle+"url"] != nil {
@@ -34,6 +35,22 @@ func (t *translation) together() {
 		Key: "(default identity)", Outcome: Translated, To: "identity.defaultOrder",
 		Text: "SPIRE Agent takes the smallest entry ID if several entries match; remove the key to take the one with the most selectors, then the oldest",
 	})
+}
+
+// rebootstrap writes SPIRE Agent's defaults out, which are not ours.
+func (t *translation) rebootstrap() {
+	const mode, delay = spireServer + "rebootstrap.mode", spireServer + "rebootstrap.delay"
+	switch {
+	case t.set[spireServer+"address"] == nil:
+	case t.set[mode] == nil:
+		t.set[mode] = config.RebootstrapNever
+		t.add(Item{
+			Key: "(rebootstrap_mode)", Outcome: Translated, To: mode,
+			Text: "SPIRE Agent's default; with auto the agent finds its way to a server that was installed anew",
+		})
+	case t.set[mode] != config.RebootstrapNever && t.set[delay] == nil:
+		t.set[delay] = "10m0s"
+	}
 }
 
 func (t *translation) socket() {
@@ -67,8 +84,9 @@ func (t *translation) nodeAttestation() {
 	if file != "" {
 		t.Facts.NodeAttestor = "join_token"
 		t.set[attestation+"type"], t.set[attestation+"joinTokenFile"] = "join_token", file
-		delete(t.set, attestation+"cluster")
-		delete(t.set, attestation+"tokenPath")
+		for _, key := range []string{"cluster", "tokenPath", "certificatePath", "privateKeyPath", "intermediatesPath", "workloadAPISocket"} {
+			delete(t.set, attestation+key)
+		}
 	}
 }
 

@@ -97,6 +97,9 @@ func (w *world) judgeConfig(r *agentconf.Result, from string) {
 			w.warn(what+" is not supported", sentence(i.Text))
 		}
 	}
+	if f.NodeAttestor != "k8s_psat" && r.Value("authority.spireServer.nodeAttestation.type") != nil {
+		w.warn("nodes attest by "+f.NodeAttestor, "The chart is made for k8s_psat: enable that at the server too, or mount what "+f.NodeAttestor+" needs with node.agent.extraVolumes; what is translated of it is in node.agent.config.")
+	}
 	for _, v := range r.Unset {
 		w.warn("the configuration uses $"+v+", whose value is not in the DaemonSet", "Fill it in in the values below.")
 	}
@@ -261,8 +264,8 @@ func (w *world) bundle() {
 			}
 		}
 	}
-	if file != "" && w.plan.Found.BundleConfigMap == "" {
-		w.warn("the trust bundle "+file+" of SPIRE Agent is in no ConfigMap", "Put it into one of the release's namespace, or mount it with node.agent.extraVolumes and name it in node.agent.config.")
+	if w.plan.Found.BundleConfigMap == "" {
+		w.warn("SPIRE Agent does not have its trust bundle from a ConfigMap", "The chart does: put the bundle (spire-server bundle show -format spiffe) into one of the release's namespace and name it in authority.external.trustBundle.")
 	}
 }
 

@@ -30,7 +30,7 @@ func (w *world) values() {
 		if v, ok := w.config.Value("attestation.kubernetes.pods.namespaceLabels").(bool); ok && v {
 			agent["pods"] = map[string]any{"namespaceLabels": true} // with the permission it takes
 		}
-		agent["config"] = rest(w.config, len(trust) > 0)
+		agent["config"] = rest(w.config)
 	}
 	if sc := w.agent.template.Spec.SecurityContext; sc != nil && sc.RunAsUser != nil && *sc.RunAsUser != 0 {
 		agent["capabilities"] = []any{"DAC_OVERRIDE"}
@@ -74,7 +74,7 @@ func without(m map[string]any) map[string]any {
 }
 
 // rest is the translated configuration without what the chart writes by itself.
-func rest(r *agentconf.Result, trusted bool) map[string]any {
+func rest(r *agentconf.Result) map[string]any {
 	var c map[string]any
 	if yaml.Unmarshal(r.YAML, &c) != nil {
 		return nil
@@ -84,10 +84,7 @@ func rest(r *agentconf.Result, trusted bool) map[string]any {
 	}
 	drop(c, "attestation", "kubernetes", "pods", "namespaceLabels")
 	drop(c, "authority", "spireServer", "address")
-	if trusted {
-		drop(c, "authority", "spireServer", "trustBundle", "path")
-		drop(c, "authority", "spireServer", "trustBundle", "format")
-	}
+	drop(c, "authority", "spireServer", "trustBundle") // the chart's is a ConfigMap
 	if r.Facts.NodeAttestor == "k8s_psat" {
 		drop(c, "authority", "spireServer", "nodeAttestation")
 	}

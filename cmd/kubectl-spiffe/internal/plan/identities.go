@@ -61,7 +61,7 @@ func (w *world) identities() {
 		}
 	}
 	if len(impossible) > 0 {
-		w.block(fmt.Sprintf("%d entries have selectors that no sds-agent gives: %s", len(impossible), some(impossible)),
+		w.block(fmt.Sprintf("entries have selectors that no sds-agent gives: %s", some(impossible)),
 			"Who gets these identities now would lose them: give the entries k8s or unix selectors.")
 	}
 	for i := range w.pods {

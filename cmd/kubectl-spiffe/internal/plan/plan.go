@@ -207,7 +207,7 @@ func (w *world) podsAtRisk() {
 		}
 	}
 	for _, class := range sortedKeys(bySandbox) {
-		w.block(fmt.Sprintf("%s of runtime class %s use the socket: %s", pods(len(bySandbox[class])), class, some(bySandbox[class])),
+		w.block(fmt.Sprintf("pods of runtime class %s use the socket: %s", class, some(bySandbox[class])),
 			"A sandbox with a kernel of its own hides its processes: callers are seen as the sandbox or not at all, by SPIRE Agent as well. Give these pods another runtime class, or leave their nodes with what they have.")
 	}
 }

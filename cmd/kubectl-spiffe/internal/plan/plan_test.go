@@ -69,7 +69,7 @@ func TestWhatStandsInTheWay(t *testing.T) {
 			more: `{apiVersion: v1, kind: Pod, metadata: {name: s, namespace: x}, spec: {nodeName: node1, runtimeClassName: safe, volumes: [{name: v, csi: {driver: csi.spiffe.io}}]}, status: {phase: Running}}
 ---
 {apiVersion: node.k8s.io/v1, kind: RuntimeClass, metadata: {name: safe}, handler: runsc}`,
-			want: []string{"1 pod of runtime class safe use the socket: x/s"},
+			want: []string{"pods of runtime class safe use the socket: x/s"},
 		},
 		"both on a node": {
 			more: `{apiVersion: v1, kind: Pod, metadata: {name: n, namespace: x, labels: {app.kubernetes.io/name: spiffe-node}}, spec: {nodeName: node1, containers: [{name: sds-agent, image: sds-agent}]}, status: {phase: Running}}`,
