@@ -39,6 +39,8 @@ type Authority struct {
 	agents  *latest.Value[*agentBook]
 	journal atomic.Pointer[journal]
 
+	relations *latest.Value[*relationBook]
+
 	closed    chan struct{}
 	closeOnce sync.Once
 

@@ -89,6 +89,9 @@ func createBolt(path string, td spiffeid.TrustDomain) (err error) {
 	}
 	err = db.Update(func(tx *bolt.Tx) error {
 		for _, name := range dataBuckets {
+			if laterBuckets[name] {
+				continue // made when they are first written to
+			}
 			if _, err := tx.CreateBucket([]byte(name)); err != nil {
 				return err
 			}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -54,6 +55,42 @@ func (b *Bundle) clone() *Bundle {
 	c := *b
 	c.X509, c.JWT, c.Revoked = slices.Clone(b.X509), slices.Clone(b.JWT), slices.Clone(b.Revoked)
 	return &c
+}
+
+// check refuses what could not be stored and read back.
+func (b *Bundle) check() error {
+	for _, k := range b.JWT {
+		if err := checkJWTKey(k); err != nil {
+			return err
+		}
+	}
+	if b.RefreshHint < 0 || b.RefreshHint/time.Second > maxSeconds {
+		return invalid("failed to convert bundle", fmt.Errorf("refresh hint of %s is out of range", b.RefreshHint))
+	}
+	return nil
+}
+
+// BundleOf is a bundle in go-spiffe's form as it is stored. Equal bundles give
+// equal ones: JWT keys, which have no order there, are sorted. A refresh hint
+// that is out of range counts as none.
+func BundleOf(in *spiffebundle.Bundle) (*Bundle, error) {
+	out := &Bundle{TrustDomain: in.TrustDomain()}
+	for _, cert := range in.X509Authorities() {
+		out.X509 = append(out.X509, Root{Certificate: cert})
+	}
+	keys := in.JWTAuthorities()
+	for _, id := range slices.Sorted(maps.Keys(keys)) {
+		der, err := x509.MarshalPKIXPublicKey(keys[id])
+		if err != nil {
+			return nil, fmt.Errorf("JWT authority %q: %w", id, err)
+		}
+		out.JWT = append(out.JWT, JWTKey{ID: id, PublicKey: der})
+	}
+	if hint, ok := in.RefreshHint(); ok && hint > 0 && hint/time.Second <= maxSeconds {
+		out.RefreshHint = hint.Truncate(time.Second)
+	}
+	out.Sequence, _ = in.SequenceNumber()
+	return out, nil
 }
 
 // authorityID is the lowercase hex of the subject key identifier.

@@ -211,27 +211,20 @@ func (a *Authority) changeFederated(ctx context.Context, td spiffeid.TrustDomain
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	book := a.bundles.Get()
-	row := book.lastRow + 1
 	var oldBundle *Bundle
-	old := book.federated[td]
-	if old != nil {
-		row, oldBundle = old.row, old.Bundle
+	if old := book.federated[td]; old != nil {
+		oldBundle = old.Bundle
 	}
 	b, err := f(oldBundle)
 	if err != nil {
 		return nil, err
 	}
-	for _, k := range b.JWT {
-		if err := checkJWTKey(k); err != nil {
-			return nil, err
-		}
-	}
-	state, err := newBundleState(row, b.clone())
-	if err != nil {
-		return nil, invalid("failed to convert bundle", err)
-	}
-	if old != nil && old.sameContent(state) {
-		return old.Bundle, nil
+	state, err := a.nextFederated(b)
+	switch {
+	case err != nil:
+		return nil, err
+	case state == nil:
+		return oldBundle, nil
 	}
 	if err := a.commit(state.change()); err != nil {
 		return nil, fmt.Errorf("store bundle of %s: %w", td, err)

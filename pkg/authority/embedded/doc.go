@@ -24,10 +24,11 @@
 // The state file (format 1) is a bbolt database. Every value is framed with a
 // version and a checksum over bucket, key and content (see frame.go):
 //
-//	meta         format, trust_domain, generation
-//	entries      row (8 bytes, big endian) -> entry (entry.MarshalBinary)
-//	bundles      row -> bundle; row 0 is the own one
-//	agents       row -> agent
-//	ca           x509, jwt -> the two slots with their PKCS#8 keys
-//	join_tokens  token -> when it expires
+//	meta           format, trust_domain, generation
+//	entries        row (8 bytes, big endian) -> entry (entry.MarshalBinary)
+//	bundles        row -> bundle; row 0 is the own one
+//	agents         row -> agent
+//	ca             x509, jwt -> the two slots with their PKCS#8 keys
+//	join_tokens    token -> when it expires
+//	relationships  row -> where the bundle of a foreign trust domain is served
 package embedded

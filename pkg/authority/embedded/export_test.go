@@ -76,7 +76,7 @@ func (a *Authority) PruneTokens(now time.Time) error  { return a.pruneTokens(now
 // LoadValue is what the start does with one stored value.
 func LoadValue(cfg Config, bucket, key string, value []byte) error {
 	a := &Authority{cfg: cfg.withDefaults()}
-	l := &loading{a: a, agents: newAgentBook(), tokens: make(map[string]time.Time)}
+	l := &loading{a: a, agents: newAgentBook(), tokens: make(map[string]time.Time), relations: new(relationBook)}
 	return l.add(bucket, key, value)
 }
 

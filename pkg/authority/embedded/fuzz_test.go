@@ -18,6 +18,9 @@ func seeds(f *testing.F, add func(bucket, key string, value []byte)) {
 	if _, err := a.UpsertAgent(f.Context(), &embedded.Agent{ID: node, Serial: "1"}); err != nil {
 		f.Fatal(err)
 	}
+	if _, err := a.CreateRelationship(f.Context(), embedded.Relationship{TrustDomain: other, EndpointURL: "https://other.org:8443/bundle"}, nil); err != nil {
+		f.Fatal(err)
+	}
 	if err := a.RotateNow(f.Context()); err != nil {
 		f.Fatal(err)
 	}
@@ -49,6 +52,7 @@ func FuzzLoadContent(f *testing.F) {
 	})
 	f.Add("ca", "x509", []byte(`{"current":{"id":"x","state":"ACTIVE","key":"AA=="}}`))
 	f.Add("bundles", "\x00\x00\x00\x00\x00\x00\x00\x00", []byte(`{"trust_domain":"example.org","sequence":1,"x509":[{"der":""}]}`))
+	f.Add("relationships", "\x00\x00\x00\x00\x00\x00\x00\x01", []byte(`{"trust_domain":"other.org","endpoint_url":"https://u@other.org","endpoint_id":"spiffe://"}`))
 	cfg := embedded.Config{TrustDomain: td}
 	f.Fuzz(func(_ *testing.T, bucket, key string, content []byte) {
 		_ = embedded.LoadContent(cfg, bucket, key, content)

@@ -28,10 +28,12 @@ type loading struct {
 	agents  *agentBook
 	journal journal
 	tokens  map[string]time.Time
+
+	relations *relationBook
 }
 
 func (a *Authority) load() error {
-	l := &loading{a: a, agents: newAgentBook(), tokens: make(map[string]time.Time)}
+	l := &loading{a: a, agents: newAgentBook(), tokens: make(map[string]time.Time), relations: new(relationBook)}
 	if err := a.store.load(l.add); err != nil {
 		return err
 	}
@@ -48,6 +50,7 @@ func (a *Authority) load() error {
 	l.book.set = &authority.BundleSet{}
 	a.entries, a.agents = latest.New(set), latest.New(l.agents)
 	a.tokens = l.tokens
+	a.relations = latest.New(l.relations)
 	a.journal.Store(l.resume())
 	if l.book.own == nil {
 		own, err := newBundleState(ownRow, &Bundle{TrustDomain: a.cfg.TrustDomain})
@@ -99,6 +102,8 @@ func (l *loading) add(bucket, key string, value []byte) error {
 		return l.addSlots(key, content)
 	case bucketTokens:
 		return l.addToken(key, content)
+	case bucketRelationships:
+		return l.addRelationship(key, content)
 	default:
 		return fmt.Errorf("unknown bucket %q", bucket)
 	}

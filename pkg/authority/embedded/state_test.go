@@ -268,6 +268,12 @@ func TestFlippedBits(t *testing.T) {
 		for data[at] == 0 && rnd.IntN(20) != 0 {
 			at = metas + rnd.IntN(len(data)-metas)
 		}
+		if page := at - at%os.Getpagesize(); raceEnabled && bytes.Contains(data[page:page+os.Getpagesize()], []byte("bundles")) {
+			// Small buckets lie in the page with the names, and bbolt reads them
+			// from the heap: the checks that come with the race detector end the
+			// process where a plain build finds the damage later.
+			continue
+		}
 		data[at] ^= 1 << rnd.IntN(8)
 		writeState(t, cfg.StatePath, data)
 		b, err := embedded.Open(cfg)

@@ -13,14 +13,16 @@ const (
 	bucketAgents  = "agents"
 	bucketCA      = "ca"
 	bucketTokens  = "join_tokens"
+	// bucketRelationships is for federation.
+	bucketRelationships = "relationships"
 )
 
 // dataBuckets are those with framed values.
-var dataBuckets = []string{bucketEntries, bucketBundles, bucketAgents, bucketCA, bucketTokens}
+var dataBuckets = []string{bucketEntries, bucketBundles, bucketAgents, bucketCA, bucketTokens, bucketRelationships}
 
 // laterBuckets are missing in files of older programs and made when they are
 // first written to.
-var laterBuckets = map[string]bool{bucketTokens: true}
+var laterBuckets = map[string]bool{bucketTokens: true, bucketRelationships: true}
 
 // store keeps values durable. All reading happens once, at the start; from then
 // on memory is the truth and the store follows it, so an implementation needs
