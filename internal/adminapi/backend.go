@@ -27,6 +27,7 @@ type Authority interface {
 	agentStore
 	minter
 	keyRotator
+	relationshipStore
 }
 
 var _ Authority = (*embedded.Authority)(nil)

@@ -1,6 +1,8 @@
 package adminapi
 
 import (
+	"slices"
+
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
@@ -31,6 +33,11 @@ func newMasker[M interface {
 		}
 	}
 	return out
+}
+
+// clears says whether a field, or a oneof, is left out.
+func (k *masker) clears(name protoreflect.Name) bool {
+	return k != nil && slices.Contains(k.clear, name)
 }
 
 // apply clears fields of msg in place.

@@ -20,6 +20,7 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/entrypb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/localauthoritypb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/svidpb"
+	"github.com/spiffe-node/spiffe-node/internal/spirewire/trustdomainpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/typespb"
 	"github.com/spiffe-node/spiffe-node/internal/watchpb"
 	"github.com/spiffe-node/spiffe-node/pkg/authority/embedded"
@@ -94,6 +95,13 @@ var remotePolicy = map[string]callers{
 	svidpb.SVID_NewJWTSVID_FullMethodName:          byAgent,
 	svidpb.SVID_BatchNewWITSVID_FullMethodName:     byAgent,
 	svidpb.SVID_NewDownstreamX509CA_FullMethodName: byDownstream,
+
+	trustdomainpb.TrustDomain_ListFederationRelationships_FullMethodName:       byAdmin,
+	trustdomainpb.TrustDomain_GetFederationRelationship_FullMethodName:         byAdmin,
+	trustdomainpb.TrustDomain_BatchCreateFederationRelationship_FullMethodName: byAdmin,
+	trustdomainpb.TrustDomain_BatchUpdateFederationRelationship_FullMethodName: byAdmin,
+	trustdomainpb.TrustDomain_BatchDeleteFederationRelationship_FullMethodName: byAdmin,
+	trustdomainpb.TrustDomain_RefreshBundle_FullMethodName:                     byAdmin,
 
 	watchpb.Watch_Watch_FullMethodName: byAgent,
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/entrypb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/localauthoritypb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/svidpb"
+	"github.com/spiffe-node/spiffe-node/internal/spirewire/trustdomainpb"
 	"github.com/spiffe-node/spiffe-node/internal/watchpb"
 )
 
@@ -46,6 +47,8 @@ type RemoteConfig struct {
 	// AdminIDs may use the administrators' calls, beside those with an admin
 	// entry. One of a foreign trust domain needs that domain's bundle.
 	AdminIDs []spiffeid.ID
+	// Federation fetches foreign bundles; nil = nobody does.
+	Federation Federation
 	// Logger gets one line per call; nil = discarded.
 	Logger *slog.Logger
 	// Audit gets one record per change, done or refused; nil = Logger.
@@ -118,6 +121,7 @@ func (r *Remote) register() {
 	bundlepb.RegisterBundleServer(r.grpc, &nodeBundles{bundleService{td: td, store: a}, n})
 	svidpb.RegisterSVIDServer(r.grpc, &nodeSVIDs{svidService{td: td, minter: a}, n})
 	localauthoritypb.RegisterLocalAuthorityServer(r.grpc, &localAuthorityService{keys: a})
+	trustdomainpb.RegisterTrustDomainServer(r.grpc, &trustDomainService{td: td, store: a, fetcher: r.cfg.Federation, log: r.cfg.Logger})
 	watchpb.RegisterWatchServer(r.grpc, &watchService{nodes: n, stopping: r.stopping})
 }
 

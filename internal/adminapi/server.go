@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/spiffe-node/spiffe-node/internal/adminapi/federationpb"
 	"github.com/spiffe-node/spiffe-node/internal/adminapi/inspectpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/agentpb"
@@ -21,6 +22,7 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/localauthoritypb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/loggerpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/svidpb"
+	"github.com/spiffe-node/spiffe-node/internal/spirewire/trustdomainpb"
 )
 
 // DefaultSocketPath is where the agent serves and the command line client
@@ -47,6 +49,8 @@ type Config struct {
 	// LocalAgent is the agent in this process, which cannot be banned or
 	// deleted; zero = none.
 	LocalAgent spiffeid.ID
+	// Federation fetches foreign bundles; nil = nobody does.
+	Federation Federation
 	// Source is served as Inspect; nil = no Inspect service.
 	Source Source
 	// LogLevel is what the Logger service reads and sets; nil = no Logger
@@ -105,11 +109,15 @@ func (s *Server) register() {
 		bundlepb.RegisterBundleServer(s.grpc, &bundleService{td: td, store: a})
 		svidpb.RegisterSVIDServer(s.grpc, &svidService{td: td, minter: a})
 		localauthoritypb.RegisterLocalAuthorityServer(s.grpc, &localAuthorityService{keys: a})
+		trustdomainpb.RegisterTrustDomainServer(s.grpc, &trustDomainService{td: td, store: a, fetcher: s.cfg.Federation, log: s.cfg.Logger})
 		debugpb.RegisterDebugServer(s.grpc, &debugService{authority: a, start: time.Now()})
 		healthpb.RegisterHealthServer(s.grpc, &healthService{authority: a})
 	}
 	if s.cfg.LogLevel != nil {
 		loggerpb.RegisterLoggerServer(s.grpc, &loggerService{level: s.cfg.LogLevel, launch: s.cfg.LogLevel.Level()})
+	}
+	if s.cfg.Federation != nil {
+		federationpb.RegisterFederationServer(s.grpc, &federationService{fetcher: s.cfg.Federation})
 	}
 	if s.cfg.Source != nil {
 		inspectpb.RegisterInspectServer(s.grpc, &inspectService{source: s.cfg.Source})

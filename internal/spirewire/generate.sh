@@ -18,4 +18,4 @@ fi
 PATH="$bin:$PATH" protoc -I . \
 	--go_out=. --go_opt=module="$module" \
 	--go-grpc_out=. --go-grpc_opt=module="$module" \
-	internal/spirewire/*pb/*.proto internal/adminapi/inspectpb/*.proto internal/watchpb/*.proto
+	internal/spirewire/*pb/*.proto internal/adminapi/*pb/*.proto internal/watchpb/*.proto

@@ -1,0 +1,25 @@
+package adminapi
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+)
+
+// ServerCertificate gives TLS listeners the server's own X509-SVID, renewed in
+// time, for tls.Config.GetCertificate.
+func ServerCertificate(signer RemoteAuthority, log *slog.Logger) (func(*tls.ClientHelloInfo) (*tls.Certificate, error), error) {
+	if signer == nil {
+		return nil, errors.New("server SVID: authority is missing")
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	i := &serverIdentity{signer: signer, log: log}
+	// Nobody should find out by a failed handshake that this cannot work.
+	if _, err := i.certificate(nil); err != nil {
+		return nil, fmt.Errorf("server SVID: %w", err)
+	}
+	return i.certificate, nil
+}
