@@ -57,6 +57,21 @@ type Relationships interface {
 	// DeleteRelationship deletes one; without one it does nothing. The bundle
 	// stays.
 	DeleteRelationship(ctx context.Context, td spiffeid.TrustDomain) error
+	// Refresh says how fetching a bundle goes; false while nothing is known.
+	Refresh(td spiffeid.TrustDomain) (Refresh, bool)
+	// Changed closes when Registered or some Refresh would answer otherwise.
+	Changed() <-chan struct{}
+}
+
+// Refresh says how fetching a bundle from its endpoint goes.
+type Refresh struct {
+	// Error is why the last attempt failed; "" = it did not.
+	Error string
+	// Fetched: some attempt has succeeded since the authority started.
+	Fetched bool
+	// Stale: the last success is longer ago than the bundle's refresh hint
+	// allows.
+	Stale bool
 }
 
 // Config says what to register, where and how.

@@ -81,6 +81,9 @@ func (e *Engine) DeleteSPIFFEID(name string)               { e.x.deleteResource(
 func (e *Engine) DeleteStatic(name string)                 { e.x.deleteResource(kindStatic, name) }
 func (e *Engine) DeleteFederated(name string)              { e.x.deleteResource(kindFederated, name) }
 
+// Refederate is what a change of relationships does.
+func (e *Engine) Refederate() { e.x.federationDirty = true }
+
 func (e *Engine) SetFederated(c *v1alpha1.ClusterFederatedTrustDomain) {
 	e.x.setFederated(c.DeepCopy())
 }

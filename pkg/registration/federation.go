@@ -3,7 +3,6 @@ package registration
 import (
 	"context"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -126,20 +125,7 @@ func parseBundle(td spiffeid.TrustDomain, text string) (*embedded.Bundle, error)
 	if err != nil {
 		return nil, err
 	}
-	out := &embedded.Bundle{TrustDomain: td}
-	for _, cert := range in.X509Authorities() {
-		out.X509 = append(out.X509, embedded.Root{Certificate: cert})
-	}
-	for id, key := range in.JWTAuthorities() {
-		der, err := x509.MarshalPKIXPublicKey(key)
-		if err != nil {
-			return nil, fmt.Errorf("JWT authority %q: %w", id, err)
-		}
-		out.JWT = append(out.JWT, embedded.JWTKey{ID: id, PublicKey: der})
-	}
-	out.RefreshHint, _ = in.RefreshHint()
-	out.Sequence, _ = in.SequenceNumber()
-	return out, nil
+	return embedded.BundleOf(in)
 }
 
 // flushFederation gives the authority bundles and relationships.
@@ -220,6 +206,20 @@ func (x *engine) applyRelationships(ctx context.Context, winners map[spiffeid.Tr
 		ok = ok && f.relationErr == nil
 	}
 	return ok
+}
+
+// watchRelationships has the statuses follow what becomes of the endpoints, and
+// sets back what somebody else made of a declared relationship.
+func (x *engine) watchRelationships(ctx context.Context) {
+	for {
+		changed := x.Relationships.Changed()
+		x.post(func() { x.federationDirty = true })
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // refusedUnknown says whether some resource is refused whose last valid version is

@@ -158,9 +158,19 @@ func TestFederatedRefusals(t *testing.T) {
 
 // fakeRelationships are relationships in memory.
 type fakeRelationships struct {
-	have map[spiffeid.TrustDomain]registration.Relationship
-	fail error
+	have    map[spiffeid.TrustDomain]registration.Relationship
+	fail    error
+	refresh *registration.Refresh
 }
+
+func (f *fakeRelationships) Refresh(spiffeid.TrustDomain) (registration.Refresh, bool) {
+	if f.refresh == nil {
+		return registration.Refresh{}, false
+	}
+	return *f.refresh, true
+}
+
+func (f *fakeRelationships) Changed() <-chan struct{} { return nil }
 
 func (f *fakeRelationships) Registered(context.Context) ([]registration.Relationship, error) {
 	return slices.Collect(maps.Values(f.have)), nil
@@ -191,6 +201,20 @@ func TestRelationships(t *testing.T) {
 	}}
 	if diff := cmp.Diff(want, f.have, cmp.Comparer(func(a, b registration.Relationship) bool { return a == b })); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+	for want, r := range map[string]*registration.Refresh{
+		"False Pending the endpoint has not been asked yet": nil,
+		"True Fetched ":     {Fetched: true},
+		"True Retrying x":   {Fetched: true, Error: "x"},
+		"False FetchFailed": {Error: "x"},
+		"False Stale x":     {Error: "x", Stale: true},
+	} {
+		f.refresh = r
+		e.Refederate()
+		e.Step()
+		if got := condition(e.FederatedStatus("fed-f").Conditions, registration.CondBundleFresh); !strings.HasPrefix(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 	f.fail = errors.New("no")
 	c.Spec.BundleEndpointURL, c.Generation = "https://b.org", 2

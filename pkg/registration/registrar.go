@@ -81,6 +81,9 @@ func (x *engine) begin(ctx context.Context, wg *sync.WaitGroup, synced []cache.I
 	})
 	wg.Go(func() { x.watchSet(ctx) })
 	wg.Go(func() { x.watchBundles(ctx) })
+	if x.Relationships != nil {
+		wg.Go(func() { x.watchRelationships(ctx) })
+	}
 }
 
 // waitSynced polls, as informers offer nothing else.

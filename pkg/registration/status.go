@@ -3,6 +3,7 @@ package registration
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -23,6 +24,7 @@ const (
 	CondOtherRegistrar  = "OtherRegistrar"
 	CondBundleSet       = "BundleSet"
 	CondRelationshipSet = "RelationshipSet"
+	CondBundleFresh     = "BundleFresh"
 )
 
 // signature is a status without times: equal signatures need no write.
@@ -164,7 +166,7 @@ func (x *engine) wantedOf(s *source) *wanted {
 	case kindStatic:
 		w.static(x.statics[s.uid], c)
 	default:
-		w.federated(x.federated[s.uid], c, x.Relationships != nil, x.bundles[x.federated[s.uid].relationship.TrustDomain])
+		w.federated(x.federated[s.uid], c, x.Relationships, x.bundles[x.federated[s.uid].relationship.TrustDomain])
 	}
 	return w
 }
@@ -210,7 +212,23 @@ func (w *wanted) static(s *staticState, c *conditions) {
 	w.sig, w.have = signatureOf(status), signatureOf(old)
 }
 
-func (w *wanted) federated(f *federatedState, c *conditions, relationships, stored bool) {
+// fresh is the condition for a bundle that is fetched from an endpoint.
+func (c *conditions) fresh(r Refresh, known bool) {
+	switch {
+	case !known:
+		c.add(CondBundleFresh, false, "Pending", "the endpoint has not been asked yet")
+	case r.Error == "":
+		c.add(CondBundleFresh, true, "Fetched", "")
+	case r.Stale:
+		c.add(CondBundleFresh, false, "Stale", oneLine(errors.New(r.Error)))
+	case r.Fetched:
+		c.add(CondBundleFresh, true, "Retrying", oneLine(errors.New(r.Error)))
+	default:
+		c.add(CondBundleFresh, false, "FetchFailed", oneLine(errors.New(r.Error)))
+	}
+}
+
+func (w *wanted) federated(f *federatedState, c *conditions, relationships Relationships, stored bool) {
 	old := *f.observed.federated
 	c.old = old.Conditions
 	if f.loses {
@@ -228,13 +246,14 @@ func (w *wanted) federated(f *federatedState, c *conditions, relationships, stor
 			c.add(CondBundleSet, false, "Missing", "no bundle is stored; give one in trustDomainBundle or with `bundle set`")
 		}
 		switch {
-		case !relationships:
+		case relationships == nil:
 			c.add(CondRelationshipSet, false, "NotSupported",
 				"this authority does not fetch bundles from their endpoints; the bundle is the one in trustDomainBundle until it is changed")
 		case f.relationErr != nil:
 			c.add(CondRelationshipSet, false, "Refused", oneLine(f.relationErr))
 		default:
 			c.add(CondRelationshipSet, true, "Set", "")
+			c.fresh(relationships.Refresh(f.relationship.TrustDomain))
 		}
 	}
 	status := v1alpha1.ClusterFederatedTrustDomainStatus{ObservedGeneration: f.generation, BundleHash: f.applied, Conditions: c.list}

@@ -50,7 +50,7 @@ type ClusterFederatedTrustDomainStatus struct {
 	// BundleHash is the SHA-256 of the trustDomainBundle last given to the
 	// authority: a bundle that has been refreshed since is not set back.
 	BundleHash string `json:"bundleHash,omitempty"`
-	// Conditions are Accepted, BundleSet and RelationshipSet.
+	// Conditions are Accepted, BundleSet, RelationshipSet and BundleFresh.
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
