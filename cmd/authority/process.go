@@ -81,6 +81,9 @@ func (p *process) serve(ctx context.Context) error {
 	if parts.remote != nil {
 		attrs = append(attrs, slog.String("address", parts.remote.Addr().String()))
 	}
+	if parts.endpoint != nil {
+		attrs = append(attrs, slog.String("bundle_endpoint", parts.endpoint.Addr().String()))
+	}
 	p.log.Info("authority started", attrs...)
 	err = parts.run(ctx)
 	p.log.Info("authority stopped", slog.Duration("uptime", time.Since(p.started)))

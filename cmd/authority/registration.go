@@ -24,6 +24,7 @@ func (p *parts) addRegistration(td spiffeid.TrustDomain, of *process) error {
 	r, err := registration.New(registration.Config{
 		Client:           rest,
 		Authority:        p.authority,
+		Relationships:    declared{p.authority, p.poller},
 		TrustDomain:      td,
 		ClusterName:      of.cfg.NodeAttestation.K8sPSAT.Cluster,
 		ClusterDomain:    cfg.ClusterDomain,

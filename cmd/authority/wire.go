@@ -12,8 +12,10 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/spiffe-node/spiffe-node/internal/adminapi"
+	"github.com/spiffe-node/spiffe-node/internal/bundleendpoint"
 	"github.com/spiffe-node/spiffe-node/internal/config"
 	"github.com/spiffe-node/spiffe-node/internal/daemon"
+	"github.com/spiffe-node/spiffe-node/internal/federation"
 	"github.com/spiffe-node/spiffe-node/pkg/authority/embedded"
 	"github.com/spiffe-node/spiffe-node/pkg/authority/nodeattest/jointoken"
 	"github.com/spiffe-node/spiffe-node/pkg/authority/nodeattest/k8spsat"
@@ -25,6 +27,8 @@ type parts struct {
 	log       *slog.Logger
 	authority *embedded.Authority
 	attestors []string // their types
+	poller    *federation.Poller
+	endpoint  *bundleendpoint.Server // nil where the bundle is not served
 	admin     *adminapi.Server
 	remote    *adminapi.Remote // nil where no agents are served
 	tasks     []daemon.Task    // beside those of the fields above
@@ -53,6 +57,9 @@ func (p *process) wire(ctx context.Context) (_ *parts, err error) {
 	for _, a := range attestors {
 		out.attestors = append(out.attestors, a.Type())
 	}
+	if err := out.addFederation(ctx, p); err != nil {
+		return nil, err
+	}
 	if err := out.addRegistration(td, p); err != nil {
 		return nil, err
 	}
@@ -77,6 +84,7 @@ func (p *process) wire(ctx context.Context) (_ *parts, err error) {
 		TrustDomain: td,
 		Authority:   out.authority,
 		Nodes:       nodes,
+		Federation:  out.poller,
 		LogLevel:    p.level,
 		Logger:      p.log,
 		Audit:       p.audit,
@@ -99,6 +107,7 @@ func (p *process) wire(ctx context.Context) (_ *parts, err error) {
 		Authority:   out.authority,
 		Nodes:       nodes,
 		AdminIDs:    admins,
+		Federation:  out.poller,
 		Logger:      p.log,
 		Audit:       p.audit,
 	})
@@ -219,6 +228,9 @@ func (p *parts) discard() {
 	}
 	if p.admin != nil {
 		_ = p.admin.Close()
+	}
+	if p.endpoint != nil {
+		_ = p.endpoint.Close()
 	}
 	if p.authority != nil {
 		_ = p.authority.Close()

@@ -102,6 +102,15 @@ func (n *node) administered() adminapi.Authority {
 	return n.authority
 }
 
+// federation keeps foreign bundles fresh where the authority is in this
+// process.
+func (n *node) federation() adminapi.Federation {
+	if n.poller == nil {
+		return nil
+	}
+	return n.poller
+}
+
 // hurry says that somebody waits, or will soon, for what the authority may
 // know already.
 func (n *node) hurry() {
@@ -132,7 +141,7 @@ func (n *node) authorityTasks() []daemon.Task {
 	if n.server != nil {
 		return []daemon.Task{{Name: "server", Run: n.server.Run}}
 	}
-	return []daemon.Task{{Name: "authority", Run: n.authority.Run}, {Name: "agent SVID", Run: n.self.run}}
+	return []daemon.Task{{Name: "authority", Run: n.authority.Run}, {Name: "agent SVID", Run: n.self.run}, {Name: "federation", Run: n.poller.Run}}
 }
 
 func (n *node) closeAuthority() error {

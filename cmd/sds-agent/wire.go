@@ -16,6 +16,7 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/adminapi"
 	"github.com/spiffe-node/spiffe-node/internal/config"
 	"github.com/spiffe-node/spiffe-node/internal/daemon"
+	"github.com/spiffe-node/spiffe-node/internal/federation"
 	"github.com/spiffe-node/spiffe-node/internal/ledger"
 	"github.com/spiffe-node/spiffe-node/internal/peersock"
 	"github.com/spiffe-node/spiffe-node/internal/podinfo"
@@ -37,8 +38,9 @@ type node struct {
 	authority *embedded.Authority // or
 	server    *spireserver.Client // where the authority is elsewhere
 	self      *self
-	ledger    *ledger.Reader  // nil outside kubernetes mode
-	pods      *podinfo.Source // likewise
+	poller    *federation.Poller // with authority
+	ledger    *ledger.Reader     // nil outside kubernetes mode
+	pods      *podinfo.Source    // likewise
 	attestor  *attest.Attestor
 	manager   *svid.Manager
 	stateDir  string // where restart state is kept; empty: nowhere
@@ -121,6 +123,7 @@ func (a *agent) wire(ctx context.Context) (_ *node, err error) {
 		Authority:   n.administered(),
 		Source:      inspector{agent: a, node: n},
 		LocalAgent:  n.id,
+		Federation:  n.federation(),
 		LogLevel:    a.level,
 		Logger:      a.log,
 		Audit:       a.audit,
@@ -261,6 +264,10 @@ func (n *node) openAuthority(ctx context.Context, cfg *config.Agent, td spiffeid
 	})
 	if err != nil {
 		return nil, fmt.Errorf("authority.embedded: %w", err)
+	}
+	n.poller, err = federation.New(federation.Config{Store: n.authority, Logger: a.log, Metrics: federation.NewMetrics(a.metrics)})
+	if err != nil {
+		return nil, err
 	}
 	selectors := []attest.Selector{attest.MustSelector("local:node:" + cfg.Node.Name)}
 	for _, s := range cfg.Node.Selectors {

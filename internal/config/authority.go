@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.yaml.in/yaml/v3"
@@ -26,6 +27,7 @@ type AuthorityProcess struct {
 	Embedded        Embedded        `yaml:"embedded"`
 	NodeAttestation NodeAttestation `yaml:"nodeAttestation"`
 	Registration    Registration    `yaml:"registration"`
+	Federation      Federation      `yaml:"federation"`
 	RateLimits      RateLimits      `yaml:"rateLimits"`
 	Health          Health          `yaml:"health"`
 	Log             Log             `yaml:"log"`
@@ -108,9 +110,13 @@ func DefaultAuthority() AuthorityProcess {
 			X509PoP: X509PoPAttestation{SVIDPrefix: "/spire-exchange/", MaxIntermediates: 4, MaxRSAKeySize: 8192},
 		},
 		Registration: Registration{IgnoreNamespaces: []string{"kube-system", "kube-public", "spire-system"}},
-		RateLimits:   RateLimits{Attestation: true, Signing: true},
-		Health:       Health{Address: "0.0.0.0:9983"},
-		Log:          agent.Log,
+		Federation: Federation{BundleEndpoint: BundleEndpoint{
+			Profile: ProfileSPIFFE, RefreshHint: Duration(5 * time.Minute),
+			ACME: ACME{CacheDirectory: "/var/lib/spiffe-node/bundle-acme"},
+		}},
+		RateLimits: RateLimits{Attestation: true, Signing: true},
+		Health:     Health{Address: "0.0.0.0:9983"},
+		Log:        agent.Log,
 	}
 }
 
@@ -147,6 +153,7 @@ func (a *AuthorityProcess) problems(*yaml.Node) []*Problem {
 			c.add(fmt.Sprintf("registration.ignoreNamespaces[%d]", i), "%q: %v", text, err)
 		}
 	}
+	a.Federation.BundleEndpoint.check(&c, time.Duration(a.Embedded.CATTL))
 	c.hostPort("health.address", a.Health.Address)
 	c.oneOf("log.level", strings.ToLower(a.Log.Level), "debug", "info", "warn", "error")
 	c.oneOf("log.format", a.Log.Format, "json", "text")
