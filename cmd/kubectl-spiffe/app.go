@@ -88,7 +88,7 @@ func (a *app) rootCommand() *cobra.Command {
 	a.place.register(flags)
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]cobra.Completion{"pretty", "json", "yaml", "table", "wide"}, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 	root.AddCommand(
-		a.entryCommand(), a.bundleCommand(), a.agentCommand(), a.tokenCommand(), a.x509Command(), a.jwtCommand(),
+		a.entryCommand(), a.bundleCommand(), a.federationCommand(), a.agentCommand(), a.tokenCommand(), a.x509Command(), a.jwtCommand(),
 		a.localAuthorityCommand(), a.upstreamAuthorityCommand(),
 		a.healthcheckCommand(), a.loggerCommand(), a.debugCommand(), a.ofPods(a.statusCommand()), a.ofPods(a.explainCommand()),
 		a.ofPods(a.secretCommand()), a.ofPods(a.checkCommand()), a.migrateCommand(), a.versionCommand(), a.tunnelCommand(),

@@ -13,9 +13,11 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/spiffe-node/spiffe-node/internal/adminapi"
+	"github.com/spiffe-node/spiffe-node/internal/federation"
 	"github.com/spiffe-node/spiffe-node/pkg/attest"
 	"github.com/spiffe-node/spiffe-node/pkg/authority/embedded"
 )
@@ -84,22 +86,40 @@ func serve(env *testscript.Env, dir string) (string, error) {
 	}
 	socket := filepath.Join(dir, "admin", "api.sock")
 	ctx, cancel := context.WithCancel(context.Background())
+	p, err := federation.New(federation.Config{Store: a, Fetch: scriptFetch})
+	if err != nil {
+		cancel()
+		return "", errors.Join(err, a.Close())
+	}
 	s, err := adminapi.New(ctx, adminapi.Config{
+		Federation: p,
 		SocketPath: socket, TrustDomain: td, Authority: a, LocalAgent: agent, LogLevel: new(slog.LevelVar), Source: &scriptSource{now: time.Now()},
 	})
 	if err != nil {
 		cancel()
 		return "", errors.Join(err, a.Close())
 	}
-	done := make(chan error, 1)
+	done := make(chan error, 2)
 	go func() { done <- s.Run(ctx) }()
+	go func() { done <- p.Run(ctx) }()
 	env.Defer(func() {
 		cancel()
-		if err := errors.Join(<-done, a.Close()); err != nil {
+		if err := errors.Join(<-done, <-done, a.Close()); err != nil {
 			panic(err)
 		}
 	})
 	return socket, nil
+}
+
+// scriptFetch answers for the trust domain good.org with an empty bundle: all
+// its keys are withdrawn.
+func scriptFetch(_ context.Context, r embedded.Relationship) (*spiffebundle.Bundle, error) {
+	if r.TrustDomain.Name() != "good.org" {
+		return nil, errors.New("nobody is there")
+	}
+	b := spiffebundle.New(r.TrustDomain)
+	b.SetSequenceNumber(7)
+	return b, nil
 }
 
 // scriptSource is an agent with one caller of each kind. Its times are such
@@ -209,6 +229,7 @@ func TestCommandsAreNamedAsPeopleTypeThem(t *testing.T) {
 	for _, path := range []string{
 		"entry create", "entry show", "entry update", "entry delete", "entry count",
 		"bundle show", "bundle list", "bundle set", "bundle delete", "bundle count",
+		"federation create", "federation list", "federation show", "federation update", "federation refresh", "federation delete",
 		"agent list", "agent show", "agent count", "agent ban", "agent evict",
 		"localauthority x509 show", "localauthority x509 prepare", "localauthority x509 activate", "localauthority x509 taint", "localauthority x509 revoke",
 		"localauthority jwt show", "localauthority jwt prepare", "localauthority jwt activate", "localauthority jwt taint", "localauthority jwt revoke",

@@ -16,6 +16,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/spiffe-node/spiffe-node/internal/adminapi"
+	"github.com/spiffe-node/spiffe-node/internal/federation"
 	"github.com/spiffe-node/spiffe-node/pkg/attest"
 	"github.com/spiffe-node/spiffe-node/pkg/authority/embedded"
 )
@@ -78,6 +79,8 @@ func TestSameAsSpireServer(t *testing.T) {
 			{"entry_id":"c3","selectors":[{"type":"unix","value":"uid:1"}],"parent_id":"spiffe://td/spire/server","spiffe_id":"spiffe://td/n","admin":true,"downstream":true,"hint":"h<>","jwt_svid_ttl":9}]}`)},
 		{"bundle", "set", "-id", "other", "-path", doc, "-format", "spiffe"},
 		{"bundle", "set", "-id", "more", "-path", pem},
+		{"federation", "create", "-trustDomain", "other", "-bundleEndpointURL", "https://127.0.0.1:1/other", "-bundleEndpointProfile", "https_spiffe", "-endpointSpiffeID", "spiffe://other/spire/server"},
+		{"federation", "create", "-trustDomain", "web", "-bundleEndpointURL", "https://127.0.0.1:1", "-bundleEndpointProfile", "https_web"},
 	}
 	for _, args := range prepare {
 		if o := ours(args...); o.Failed {
@@ -90,11 +93,14 @@ func TestSameAsSpireServer(t *testing.T) {
 		}
 		ours("bundle", "delete", "-id", "other")
 		ours("bundle", "delete", "-id", "more")
+		ours("federation", "delete", "-id", "other")
+		ours("federation", "delete", "-id", "web")
 	})
 	for line := range strings.Lines(sameCommands) {
 		line = strings.NewReplacer("PEM", pem, "DOC", doc,
 			"BAD", file("bad.json", "{"), "EMPTY", file("empty.json", "{}"), "TYPES", file("types.json", `{"entries":[{"spiffe_id":1}]}`),
-			"NOID", file("noid.json", `{"entries":[{}]}`), "IDS", file("ids.json", `{"ids":["zz","yy"]}`)).Replace(strings.TrimSpace(line))
+			"NOID", file("noid.json", `{"entries":[{}]}`), "RELS", file("rels.json", sameRelationships), "RELTYPE", file("reltype.json", `{"federationRelationships":[{"trustDomain":1}]}`),
+			"IDS", file("ids.json", `{"ids":["zz","yy"]}`)).Replace(strings.TrimSpace(line))
 		if line == "" {
 			continue
 		}
@@ -197,6 +203,46 @@ bundle delete
 bundle delete -id x -mode all
 bundle delete -id none
 bundle delete -id td
+federation list
+federation show
+federation show -trustDomain other
+federation show -trustDomain spiffe://web/x
+federation show -trustDomain none
+federation show -trustDomain A
+federation refresh
+federation refresh -id none
+federation refresh -id A
+federation refresh -id web
+federation delete
+federation delete -id none
+federation delete -id A
+federation create
+federation create -trustDomain x
+federation create -trustDomain x -bundleEndpointURL https://x
+federation create -trustDomain x -bundleEndpointURL https://x -bundleEndpointProfile web
+federation create -trustDomain x -bundleEndpointURL https://x -bundleEndpointProfile https_spiffe
+federation create -trustDomain x -bundleEndpointURL https://x -bundleEndpointProfile https_spiffe -endpointSpiffeID x
+federation create -trustDomain x -bundleEndpointURL http://x -bundleEndpointProfile https_web
+federation create -trustDomain x -bundleEndpointURL https:/x -bundleEndpointProfile https_web
+federation create -trustDomain x -bundleEndpointURL https://u@x -bundleEndpointProfile https_web
+federation create -trustDomain x -bundleEndpointURL https://x:y -bundleEndpointProfile https_web
+federation create -trustDomain X -bundleEndpointURL https://x -bundleEndpointProfile https_web
+federation create -trustDomain td -bundleEndpointURL https://x -bundleEndpointProfile https_web
+federation create -trustDomain web -bundleEndpointURL https://x -bundleEndpointProfile https_web
+federation create -trustDomain x -bundleEndpointURL https://x -bundleEndpointProfile https_web -trustDomainBundlePath /nonexistent
+federation create -trustDomain x -bundleEndpointURL https://x -bundleEndpointProfile https_web -trustDomainBundlePath DOC
+federation create -trustDomain x -bundleEndpointURL https://x -bundleEndpointProfile https_web -trustDomainBundlePath PEM -trustDomainBundleFormat spiffe
+federation create -trustDomain x -bundleEndpointURL https://x -bundleEndpointProfile https_spiffe -endpointSpiffeID spiffe://y/z -trustDomainBundlePath PEM
+federation create -data BAD
+federation create -data EMPTY
+federation create -data RELTYPE
+federation create -data /nonexistent
+federation create -data RELS
+federation create -data EMPTY -trustDomain x
+federation update -trustDomain none -bundleEndpointURL https://x -bundleEndpointProfile https_web
+federation update -trustDomain td -bundleEndpointURL https://x -bundleEndpointProfile https_web
+federation update -trustDomain web -bundleEndpointURL http://x -bundleEndpointProfile https_web
+federation update -data EMPTY
 agent list
 agent list -banned true
 agent list -banned maybe
@@ -256,6 +302,11 @@ logger reset
 debug getinfo
 `
 
+// sameRelationships cannot be created, each for its own reason.
+const sameRelationships = `{"federationRelationships":[
+	{"trustDomain":"web","bundleEndpointURL":"https://x","bundleEndpointProfile":"https_web"},
+	{"trustDomain":"td","bundleEndpointURL":"https://x","bundleEndpointProfile":"https_spiffe","endpointSPIFFEID":"spiffe://td/x"}]}`
+
 // serveForReal is our server with an embedded authority.
 func serveForReal(t *testing.T) string {
 	t.Helper()
@@ -277,16 +328,21 @@ func serveForReal(t *testing.T) string {
 		t.Fatal(err)
 	}
 	socket := filepath.Join(dir, "admin", "api.sock")
-	s, err := adminapi.New(t.Context(), adminapi.Config{SocketPath: socket, TrustDomain: td, Authority: a, LocalAgent: agent, LogLevel: new(slog.LevelVar)})
+	p, err := federation.New(federation.Config{Store: a})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := adminapi.New(t.Context(), adminapi.Config{SocketPath: socket, TrustDomain: td, Authority: a, Federation: p, LocalAgent: agent, LogLevel: new(slog.LevelVar)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
+	done := make(chan error, 2)
 	go func() { done <- s.Run(ctx) }()
+	go func() { done <- p.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := errors.Join(<-done, a.Close()); err != nil {
+		if err := errors.Join(<-done, <-done, a.Close()); err != nil {
 			t.Error(err)
 		}
 	})
