@@ -80,6 +80,7 @@ type agent struct {
 	name   string // of the command; empty = sds-agent
 	dir    string // short: socket paths are limited
 	health string
+	env    []string // beside this process's own
 	cmd    *exec.Cmd
 	done   chan struct{}
 	log    *logBuffer
@@ -133,6 +134,7 @@ func (a *agent) start() {
 func (a *agent) launch() {
 	a.t.Helper()
 	a.cmd = exec.Command(binary(a.t, cmp.Or(a.name, "sds-agent")), "--config", a.path("agent.yaml"))
+	a.cmd.Env = append(os.Environ(), a.env...)
 	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := a.cmd.Start(); err != nil {
