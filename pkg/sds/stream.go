@@ -88,13 +88,20 @@ func (c *core) ask(names []string, a *action) {
 	}
 }
 
-// names are those asked for, unknown those of them that are no names of ours,
-// and late those the client waits for.
-func (c *core) names() []string { return c.which(func(*target) bool { return true }) }
+// names are all names asked for.
+func (c *core) names() []string {
+	return c.which(func(*target) bool { return true })
+}
+
+// unknown are those that are no names of ours.
 func (c *core) unknown() []string {
 	return c.which(func(t *target) bool { return t.means == meansNothing })
 }
-func (c *core) late() []string { return c.which(func(t *target) bool { return t.late }) }
+
+// late are those the client waits for.
+func (c *core) late() []string {
+	return c.which(func(t *target) bool { return t.late })
+}
 
 func (c *core) which(is func(*target) bool) (names []string) {
 	for i := range c.targets {

@@ -56,9 +56,10 @@ type builder struct {
 }
 
 func newBuilder(resources []resource, extra int) *builder {
-	size, pieces := extra+len(TypeURL)+64, 1
+	// Besides texts, tags and lengths: the most there can be.
+	size, pieces := extra+len(TypeURL)+12, 1
 	for i := range resources {
-		size += len(TypeURL) + 2*len(resources[i].name) + 96
+		size += len(TypeURL) + 2*len(resources[i].name) + 52
 		pieces += 1 + len(resources[i].payload.pieces)
 	}
 	return &builder{out: make(mem.BufferSlice, 0, pieces), buf: make([]byte, 0, size)}
