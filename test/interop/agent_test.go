@@ -135,8 +135,17 @@ func (a *agent) launch() {
 	a.t.Helper()
 	a.cmd = exec.Command(binary(a.t, cmp.Or(a.name, "sds-agent")), "--config", a.path("agent.yaml"))
 	a.cmd.Env = append(os.Environ(), a.env...)
+	a.run()
+}
+
+// run starts the agent's command.
+func (a *agent) run() {
+	a.t.Helper()
 	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
-	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if a.cmd.SysProcAttr == nil {
+		a.cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	a.cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	if err := a.cmd.Start(); err != nil {
 		a.t.Fatal(err)
 	}

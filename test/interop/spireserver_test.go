@@ -20,18 +20,19 @@ import (
 // admin socket is where authority's would be.
 type spireServer struct{ *authority }
 
-// startSPIREServer runs the SPIRE Server that SPIRE_SERVER names.
-func startSPIREServer(t *testing.T) *spireServer {
-	t.Helper()
-	return startSPIREServerWith(t, "")
+// spireServerBinary is the SPIRE Server that the environment names.
+func spireServerBinary() string {
+	return cmp.Or(os.Getenv("SPIFFE_NODE_TEST_SPIRE_SERVER"), os.Getenv("SPIRE_SERVER"))
 }
 
-// startSPIREServerWith is startSPIREServer with more plugins.
-func startSPIREServerWith(t *testing.T, plugins string) *spireServer {
+// startSPIREServer runs a SPIRE Server with more keys of the server, and more
+// plugins.
+func startSPIREServer(t *testing.T, more ...string) *spireServer {
 	t.Helper()
-	if os.Getenv("SPIRE_SERVER") == "" {
-		t.Skip("SPIRE_SERVER does not name a spire-server binary")
+	if spireServerBinary() == "" {
+		t.Skip("SPIFFE_NODE_TEST_SPIRE_SERVER does not name a spire-server binary")
 	}
+	more = append(more, "", "")
 	dir, err := os.MkdirTemp("", "sn-") //nolint:usetesting // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)
@@ -48,14 +49,15 @@ func startSPIREServerWith(t *testing.T, plugins string) *spireServer {
 	socket_path = %q
 	trust_domain = %q
 	data_dir = %q
+	%s
 }
 plugins {
 	DataStore "sql" { plugin_data { database_type = "sqlite3" connection_string = %q } }
 	NodeAttestor "join_token" { plugin_data {} }
-	KeyManager "disk" { plugin_data { keys_path = %q } }
 	%s
+	KeyManager "disk" { plugin_data { keys_path = %q } }
 }
-`, port, s.admin(), trustDomain, dir, s.path("db.sqlite3"), s.path("keys.json"), plugins)
+`, port, s.admin(), trustDomain, dir, more[0], s.path("db.sqlite3"), more[1], s.path("keys.json"))
 	if err := os.WriteFile(s.path("server.conf"), []byte(doc), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -67,9 +69,15 @@ plugins {
 	return s
 }
 
+// startSPIREServerWith is startSPIREServer with more plugins.
+func startSPIREServerWith(t *testing.T, plugins string) *spireServer {
+	t.Helper()
+	return startSPIREServer(t, "", plugins)
+}
+
 func (s *spireServer) start() {
 	s.t.Helper()
-	s.cmd = exec.Command(os.Getenv("SPIRE_SERVER"), "run", "-config", s.path("server.conf"))
+	s.cmd = exec.Command(spireServerBinary(), "run", "-config", s.path("server.conf"))
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {
@@ -108,6 +116,20 @@ func joined(t *testing.T, s server, address, token string) *agent {
 // joinedAt is joined with a socket directory of its own; "" = one that is made.
 func joinedAt(t *testing.T, s server, address, token, public string) *agent {
 	t.Helper()
+	n := newJoined(t, "127.0.0.1:1, "+address, fmt.Sprintf("{path: %s}", s.path("bundle.pem")), "", "")
+	if public != "" {
+		edit(t, n.path("agent.yaml"), n.path("public"), public)
+	}
+	n.setToken(token)
+	n.start()
+	return n
+}
+
+// newJoined is joined with the trust bundle's source, the node attestation (""
+// = by the token in a file) and more keys below spireServer; it is not started
+// yet.
+func newJoined(t *testing.T, address, trust, attestation, more string) *agent {
+	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "sn-") //nolint:usetesting // t.TempDir is no tmpfs and too long for a socket
 	if err != nil {
 		t.Skipf("no tmpfs at /dev/shm: %v", err)
@@ -117,7 +139,9 @@ func joinedAt(t *testing.T, s server, address, token, public string) *agent {
 		t.Fatal(err)
 	}
 	n := &agent{t: t, dir: dir, health: freeAddress(t), log: &logBuffer{}}
-	n.setToken(token)
+	if attestation == "" {
+		attestation = fmt.Sprintf("{type: join_token, joinTokenFile: %s}", n.path("token"))
+	}
 	doc := fmt.Sprintf(`apiVersion: config.spiffe-node.io/v1alpha1
 kind: AgentConfiguration
 trustDomain: %s
@@ -125,19 +149,23 @@ socket: {directory: %s}
 admin: {socketPath: %s}
 authority:
   spireServer:
-    address: "127.0.0.1:1, %s"
-    trustBundle: {path: %s}
-    nodeAttestation: {type: join_token, joinTokenFile: %s}
+    address: "%s"
+    trustBundle: %s
+    nodeAttestation: %s
     withdrawConfirm: 2s
+%s
 identity: {stateDirectory: %s}
 health: {address: "%s"}
 log: {level: debug}
-`, trustDomain, cmp.Or(public, n.path("public")), n.admin(), address, s.path("bundle.pem"), n.path("token"), n.path("state"), n.health)
+`, trustDomain, n.path("public"), n.admin(), address, trust, attestation, more, n.path("state"), n.health)
 	if err := os.WriteFile(n.path("agent.yaml"), []byte(doc), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	n.start()
-	t.Cleanup(n.stop)
+	t.Cleanup(func() {
+		if n.cmd != nil {
+			n.stop()
+		}
+	})
 	return n
 }
 

@@ -82,9 +82,10 @@ const (
 // Intervals that nobody has needed to configure.
 const (
 	// hurryMin is the shortest time between two syncs; hurryGrowth stretches
-	// it while the hurry lasts, until it is the normal interval.
+	// it while the hurry lasts, until it is the normal interval. A SPIRE Server
+	// knows a new entry after up to 5 s; pauses are below 1 s until then.
 	hurryMin    = 250 * time.Millisecond
-	hurryGrowth = 1.25
+	hurryGrowth = 1.1
 	// confirmMin is the shortest time between the two answers that withdraw an
 	// entry.
 	confirmMin = time.Second
@@ -93,7 +94,13 @@ const (
 	retryMin   = 500 * time.Millisecond
 	retryMax   = 15 * time.Second
 	probeEvery = time.Second
-	awaitMax   = 3 * time.Second
+	// knockMin and knockMax bound the pause between two attempts to connect, and
+	// returnSpread is the time over which nodes come back to a server that has
+	// returned, so that they do not all come at once.
+	knockMin     = 400 * time.Millisecond
+	knockMax     = 600 * time.Millisecond
+	returnSpread = 400 * time.Millisecond
+	awaitMax     = 3 * time.Second
 	// bannedRetry is the pause before a banned agent asks again.
 	bannedRetry = 5 * time.Minute
 	// refusedFor is how long servers may refuse the agent's certificate in the
@@ -101,9 +108,6 @@ const (
 	refusedFor = 3 * time.Second
 	// tokenPoll is how often a used join token is compared with its file.
 	tokenPoll = 2 * time.Second
-	// federatedEvery is how often the bundles of foreign trust domains are
-	// asked for while polling.
-	federatedEvery = 15 * time.Second
 	// federatedParallel bounds the calls for them.
 	federatedParallel = 10
 	// maxBatch is what a SPIRE Server signs in one call.

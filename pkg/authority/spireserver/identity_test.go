@@ -213,7 +213,7 @@ func TestServerComesBack(t *testing.T) {
 				t.Error("ready while the server is away")
 			}
 			f.up(t)
-			wantReadyWithin(t, c, 1800*time.Millisecond)
+			wantReadyWithin(t, c, 1300*time.Millisecond)
 			pass(time.Minute)
 		}
 	})

@@ -95,7 +95,7 @@ func (c *Client) keepUp(ctx context.Context) {
 func (c *Client) pollOnce(ctx context.Context) (time.Duration, error) {
 	asked := c.asked.Load()
 	start := time.Now()
-	err := c.syncOnce(ctx, c.follow.pace.hurried())
+	err := c.syncOnce(ctx)
 	if ctx.Err() != nil {
 		return 0, ctx.Err()
 	}
@@ -104,7 +104,7 @@ func (c *Client) pollOnce(ctx context.Context) (time.Duration, error) {
 	if err == nil {
 		c.postStatus(ctx)
 	}
-	return c.follow.pace.after(start, time.Now(), err, c.ledger.nextConfirm()), err
+	return c.follow.pace.after(start, time.Now(), err, c.nextLook()), err
 }
 
 // watchOnce has changes pushed for as long as that lasts; the result is when to
@@ -206,12 +206,12 @@ func (c *Client) awaitServer(ctx context.Context, wait time.Duration) {
 	wctx, cancel := context.WithTimeout(ctx, awaitMax)
 	c.reachable(wctx)
 	cancel()
-	c.rest(ctx, min(wait, jitter(probeEvery/2)))
+	c.rest(ctx, min(wait, jitter(returnSpread)))
 }
 
-// syncOnce asks for entries, and for bundles unless this is one of many
-// syncs in a hurry.
-func (c *Client) syncOnce(ctx context.Context, hurried bool) error {
+// syncOnce asks for entries, and for bundles unless they were asked for a moment
+// ago.
+func (c *Client) syncOnce(ctx context.Context) error {
 	f := &c.follow
 	answer, err := c.fetchEntries(ctx, func(id string) *entry.Entry {
 		e, _, _ := c.ledger.get(id)
@@ -225,7 +225,7 @@ func (c *Client) syncOnce(ctx context.Context, hurried bool) error {
 	tds := c.federatesWith(next)
 	c.store.keepFederated(tds)
 	now := time.Now()
-	if !hurried || now.Sub(f.bundleAt) >= c.cfg.SyncInterval {
+	if f.due(f.bundleAt, now) {
 		if err := c.refreshOwn(ctx); err != nil {
 			return err
 		}
@@ -237,10 +237,24 @@ func (c *Client) syncOnce(ctx context.Context, hurried bool) error {
 	return nil
 }
 
+// due says whether bundles last asked for at a time are to be asked for again,
+// give or take what syncs vary.
+func (f *follower) due(asked, now time.Time) bool { return now.Sub(asked) >= f.pace.interval*4/5 }
+
+// nextLook is when the next sync must come, however long the pauses of a hurry
+// have become: to confirm that an entry is missing, and for the bundles.
+func (c *Client) nextLook() time.Time {
+	at := c.follow.bundleAt.Add(c.cfg.SyncInterval * 11 / 10)
+	if confirm := c.ledger.nextConfirm(); !confirm.IsZero() && confirm.Before(at) {
+		return confirm
+	}
+	return at
+}
+
 // dueFederated are the trust domains whose bundles to ask for now: all of them
-// now and then, and those without one once more in between.
+// once an interval, and those without one once more in between.
 func (f *follower) dueFederated(all, unknown []spiffeid.TrustDomain, now time.Time) []spiffeid.TrustDomain {
-	if now.Sub(f.federatedAt) >= federatedEvery {
+	if f.due(f.federatedAt, now) {
 		f.federatedAt = now
 		clear(f.asked)
 		for _, td := range all {

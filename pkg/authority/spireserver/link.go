@@ -22,8 +22,8 @@ import (
 )
 
 // connect makes a connection that is opened when it is first used and again
-// whenever the server ends it: the addresses in turn, each round after at most
-// probeEvery. first is the address to begin with.
+// whenever the server ends it: the addresses in turn, each round after about
+// knockMax. first is the address to begin with.
 func (c *Client) connect(tlsConfig *tls.Config, first int) (*grpc.ClientConn, error) {
 	r := manual.NewBuilderWithScheme("spireserver")
 	addresses := make([]resolver.Address, len(c.cfg.Addresses))
@@ -39,7 +39,7 @@ func (c *Client) connect(tlsConfig *tls.Config, first int) (*grpc.ClientConn, er
 		grpc.WithIdleTimeout(0),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: probeEvery / 2, Multiplier: 1.3, Jitter: 0.2, MaxDelay: probeEvery},
+			Backoff:           backoff.Config{BaseDelay: knockMin, Multiplier: 1.2, Jitter: 0.2, MaxDelay: knockMax},
 			MinConnectTimeout: 5 * time.Second,
 		}),
 	)

@@ -19,12 +19,9 @@ type pace struct {
 // and again, costs at most one sync a second.
 const maxCredit = 20
 
-// hurried says whether the next sync is one of many.
-func (p *pace) hurried() bool { return p.step > hurryMin }
-
-// after is the pause after a sync. confirm is when another answer could
-// withdraw an entry; zero = never.
-func (p *pace) after(start, end time.Time, err error, confirm time.Time) time.Duration {
+// after is the pause after a sync. latest is when the next must come; zero = it
+// may come at any time.
+func (p *pace) after(start, end time.Time, err error, latest time.Time) time.Duration {
 	// However long a sync takes, there is time between two of them.
 	gap := max(hurryMin-end.Sub(start), end.Sub(start))
 	p.earliest, p.ended = end.Add(gap), end
@@ -42,8 +39,8 @@ func (p *pace) after(start, end time.Time, err error, confirm time.Time) time.Du
 			p.step = 0
 		}
 	}
-	if !confirm.IsZero() {
-		wait = min(wait, confirm.Sub(end))
+	if !latest.IsZero() {
+		wait = min(wait, latest.Sub(end))
 	}
 	return max(wait, gap)
 }

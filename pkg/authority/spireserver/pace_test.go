@@ -15,8 +15,8 @@ func TestPace(t *testing.T) {
 			t.Errorf("calm: %s", d)
 		}
 	}
-	hurried := spireserver.Pace(5*time.Second, time.Millisecond, 20, true, nil)
-	if hurried[0] > 251*time.Millisecond || hurried[1] > 320*time.Millisecond || hurried[19] < 4*time.Second {
+	hurried := spireserver.Pace(5*time.Second, time.Millisecond, 40, true, nil)
+	if hurried[0] > 251*time.Millisecond || hurried[1] > 320*time.Millisecond || hurried[39] < 4*time.Second {
 		t.Errorf("hurried: %v", hurried)
 	}
 	for i := 1; i < 12; i++ {
