@@ -3,6 +3,7 @@ package plan
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -44,7 +45,7 @@ func (w *world) steps() {
 	for _, n := range w.order() {
 		commands = append(commands, fmt.Sprintf("NODE=%s   # %s with the volume", n.Name, pods(len(n.Volumes))))
 	}
-	if left := len(commands); left > 0 || len(w.plan.Nodes) == 0 {
+	if w.left() {
 		commands = append(commands,
 			"kubectl label node $NODE "+Label+"=true",
 			fmt.Sprintf("kubectl rollout status -n %s daemonset/spiffe-node", ns),
@@ -60,6 +61,11 @@ func (w *world) steps() {
 		"The old pods come back to the node and take the socket over; running pods reconnect.",
 		"kubectl label node $NODE "+Label+"-")
 	w.lastSteps(ns, step)
+}
+
+// left says whether a node may still have to be moved.
+func (w *world) left() bool {
+	return len(w.plan.Nodes) == 0 || slices.ContainsFunc(w.plan.Nodes, func(n Node) bool { return n.Agent != byUs })
 }
 
 // beside are the flags of helm that hold while the old parts are there: what
