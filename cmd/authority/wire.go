@@ -16,6 +16,7 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/config"
 	"github.com/spiffe-node/spiffe-node/internal/daemon"
 	"github.com/spiffe-node/spiffe-node/internal/federation"
+	"github.com/spiffe-node/spiffe-node/internal/upstream"
 	"github.com/spiffe-node/spiffe-node/pkg/authority/embedded"
 	"github.com/spiffe-node/spiffe-node/pkg/authority/nodeattest/jointoken"
 	"github.com/spiffe-node/spiffe-node/pkg/authority/nodeattest/k8spsat"
@@ -26,7 +27,8 @@ import (
 type parts struct {
 	log       *slog.Logger
 	authority *embedded.Authority
-	attestors []string // their types
+	upstream  func() error // closes the CA above
+	attestors []string     // their types
 	poller    *federation.Poller
 	endpoint  *bundleendpoint.Server // nil where the bundle is not served
 	admin     *adminapi.Server
@@ -47,7 +49,12 @@ func (p *process) wire(ctx context.Context) (_ *parts, err error) {
 			out.discard()
 		}
 	}()
-	if out.authority, err = openAuthority(td, p); err != nil {
+	above, closeAbove, err := upstream.Open(td, cfg.Embedded.Upstream, p.log)
+	if err != nil {
+		return nil, fmt.Errorf("embedded.%w", err)
+	}
+	out.upstream = closeAbove
+	if out.authority, err = openAuthority(td, above, p); err != nil {
 		return nil, err
 	}
 	attestors, err := nodeAttestors(td, out.authority, cfg.NodeAttestation)
@@ -117,7 +124,7 @@ func (p *process) wire(ctx context.Context) (_ *parts, err error) {
 	return out, nil
 }
 
-func openAuthority(td spiffeid.TrustDomain, p *process) (*embedded.Authority, error) {
+func openAuthority(td spiffeid.TrustDomain, above embedded.Upstream, p *process) (*embedded.Authority, error) {
 	e := p.cfg.Embedded
 	a, err := embedded.Open(embedded.Config{
 		TrustDomain: td,
@@ -130,6 +137,7 @@ func openAuthority(td spiffeid.TrustDomain, p *process) (*embedded.Authority, er
 			Organization: e.CASubject.Organization,
 			CommonName:   e.CASubject.CommonName,
 		},
+		Upstream:           above,
 		DefaultX509SVIDTTL: time.Duration(e.DefaultX509SVIDTTL),
 		DefaultJWTSVIDTTL:  time.Duration(e.DefaultJWTSVIDTTL),
 		JWTIssuer:          e.JWTIssuer,
@@ -200,13 +208,16 @@ func ownRoots(td spiffeid.TrustDomain, a *embedded.Authority) *x509bundle.Bundle
 	return out
 }
 
-// ready is nil when an agent would be served.
+// ready is nil when an agent would be served; a CA above that does not answer
+// is no reason against that, but worth a remark.
 func (p *parts) ready() error {
-	if _, err := p.authority.X509Authorities(); err != nil {
+	if err := p.authority.Ready(); err != nil {
 		return err
 	}
-	_, err := p.authority.JWTAuthorities()
-	return err
+	if s := p.authority.UpstreamStatus(); s != nil && s.Err != nil {
+		return daemon.Remark(s.Err.Error())
+	}
+	return nil
 }
 
 // run runs all parts until ctx ends. The authority outlives those that use it.
@@ -218,7 +229,7 @@ func (p *parts) run(ctx context.Context) error {
 	if p.remote != nil {
 		tasks = append(tasks, daemon.Task{Name: "server API", Run: p.remote.Run})
 	}
-	return errors.Join(daemon.Run(ctx, p.log, tasks...), p.authority.Close())
+	return errors.Join(daemon.Run(ctx, p.log, tasks...), p.authority.Close(), p.upstream())
 }
 
 // discard gives up parts that never ran.
@@ -234,5 +245,8 @@ func (p *parts) discard() {
 	}
 	if p.authority != nil {
 		_ = p.authority.Close()
+	}
+	if p.upstream != nil {
+		_ = p.upstream()
 	}
 }

@@ -132,8 +132,7 @@ func (n *node) canIssue() error {
 	if n.server != nil {
 		return n.server.Ready()
 	}
-	_, err := n.authority.X509Authorities()
-	return err
+	return n.authority.Ready()
 }
 
 // authorityTasks keep the authority going.
@@ -149,7 +148,9 @@ func (n *node) closeAuthority() error {
 	case n.server != nil:
 		return n.server.Close()
 	case n.authority != nil:
-		return n.authority.Close()
+		return errors.Join(n.authority.Close(), n.upstream())
+	case n.upstream != nil:
+		return n.upstream()
 	}
 	return nil
 }

@@ -117,8 +117,13 @@ func (n *node) authorityStatus() adminapi.AuthorityStatus {
 	if err == nil {
 		err = jerr
 	}
+	if err == nil {
+		err = n.authority.Ready()
+	}
 	if err != nil {
 		out.State, out.Detail = "degraded", err.Error()
+	} else if s := n.authority.UpstreamStatus(); s != nil && s.Err != nil {
+		out.Detail = s.Err.Error()
 	}
 	return out
 }

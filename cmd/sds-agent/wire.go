@@ -21,6 +21,7 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/peersock"
 	"github.com/spiffe-node/spiffe-node/internal/podinfo"
 	"github.com/spiffe-node/spiffe-node/internal/sockdir"
+	"github.com/spiffe-node/spiffe-node/internal/upstream"
 	"github.com/spiffe-node/spiffe-node/pkg/attest"
 	"github.com/spiffe-node/spiffe-node/pkg/authority/embedded"
 	"github.com/spiffe-node/spiffe-node/pkg/authority/spireserver"
@@ -35,6 +36,7 @@ type node struct {
 	log       *slog.Logger
 	id        spiffeid.ID
 	order     entry.Order
+	upstream  func() error        // closes the CA above authority; nil without authority
 	authority *embedded.Authority // or
 	server    *spireserver.Client // where the authority is elsewhere
 	self      *self
@@ -244,7 +246,11 @@ func text(s *string) string {
 // openAuthority opens the embedded authority and makes this agent known to it.
 func (n *node) openAuthority(ctx context.Context, cfg *config.Agent, td spiffeid.TrustDomain, a *agent) (svid.Entries, error) {
 	e := cfg.Authority.Embedded
-	var err error
+	above, closeAbove, err := upstream.Open(td, e.Upstream, a.log)
+	if err != nil {
+		return nil, fmt.Errorf("authority.embedded.%w", err)
+	}
+	n.upstream = closeAbove
 	n.authority, err = embedded.Open(embedded.Config{
 		TrustDomain: td,
 		StatePath:   e.StatePath,
@@ -256,6 +262,7 @@ func (n *node) openAuthority(ctx context.Context, cfg *config.Agent, td spiffeid
 			Organization: e.CASubject.Organization,
 			CommonName:   e.CASubject.CommonName,
 		},
+		Upstream:           above,
 		DefaultX509SVIDTTL: time.Duration(e.DefaultX509SVIDTTL),
 		DefaultJWTSVIDTTL:  time.Duration(e.DefaultJWTSVIDTTL),
 		JWTIssuer:          e.JWTIssuer,

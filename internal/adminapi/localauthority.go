@@ -21,6 +21,8 @@ type keyRotator interface {
 	ActivateX509(ctx context.Context, id string) (embedded.LocalAuthority, error)
 	TaintX509(ctx context.Context, id string) (embedded.LocalAuthority, error)
 	RevokeX509(ctx context.Context, id string) error
+	TaintX509Upstream(ctx context.Context, id string) (string, error)
+	RevokeX509Upstream(ctx context.Context, id string) (string, error)
 
 	JWTAuthorities() (embedded.LocalAuthorities, error)
 	PrepareJWT(ctx context.Context) (embedded.LocalAuthority, error)
@@ -167,17 +169,26 @@ func (s *localAuthorityService) RevokeJWTAuthority(ctx context.Context, req *loc
 	return &localauthoritypb.RevokeJWTAuthorityResponse{RevokedAuthority: &authorityState{AuthorityId: req.GetAuthorityId()}}, nil
 }
 
-// errNoUpstream: the roots of this authority are its own.
-func errNoUpstream() error {
-	return fail(codes.FailedPrecondition, "upstream authority is not configured", nil)
+func auditUpstream(ctx context.Context, what string, err error, id string) {
+	audit(ctx, what, err, slog.String("upstream_subject_key_id", id))
 }
 
-func (s *localAuthorityService) TaintX509UpstreamAuthority(context.Context, *localauthoritypb.TaintX509UpstreamAuthorityRequest) (*localauthoritypb.TaintX509UpstreamAuthorityResponse, error) {
-	return nil, errNoUpstream()
+func (s *localAuthorityService) TaintX509UpstreamAuthority(ctx context.Context, req *localauthoritypb.TaintX509UpstreamAuthorityRequest) (*localauthoritypb.TaintX509UpstreamAuthorityResponse, error) {
+	id, err := s.keys.TaintX509Upstream(ctx, req.GetSubjectKeyId())
+	auditUpstream(ctx, "taint X.509 upstream authority", err, req.GetSubjectKeyId())
+	if err != nil {
+		return nil, keysFailure(err)
+	}
+	return &localauthoritypb.TaintX509UpstreamAuthorityResponse{UpstreamAuthoritySubjectKeyId: id}, nil
 }
 
-func (s *localAuthorityService) RevokeX509UpstreamAuthority(context.Context, *localauthoritypb.RevokeX509UpstreamAuthorityRequest) (*localauthoritypb.RevokeX509UpstreamAuthorityResponse, error) {
-	return nil, errNoUpstream()
+func (s *localAuthorityService) RevokeX509UpstreamAuthority(ctx context.Context, req *localauthoritypb.RevokeX509UpstreamAuthorityRequest) (*localauthoritypb.RevokeX509UpstreamAuthorityResponse, error) {
+	id, err := s.keys.RevokeX509Upstream(ctx, req.GetSubjectKeyId())
+	auditUpstream(ctx, "revoke X.509 upstream authority", err, req.GetSubjectKeyId())
+	if err != nil {
+		return nil, keysFailure(err)
+	}
+	return &localauthoritypb.RevokeX509UpstreamAuthorityResponse{UpstreamAuthoritySubjectKeyId: id}, nil
 }
 
 // errNoWIT is the server's answer too.

@@ -164,7 +164,11 @@ func (a *Agent) checkSockets(c *collector) {
 }
 
 func (a *Agent) checkAuthority(c *collector) {
-	a.Authority.Embedded.check(c, "authority.embedded.")
+	const key = "authority.embedded."
+	a.Authority.Embedded.check(c, key)
+	if socket := a.Authority.Embedded.Upstream.Parent.WorkloadAPISocket; socket != "" && within(a.Socket.Directory, socket) {
+		c.add(key+"upstream.parent.workloadAPISocket", "%q lies in socket.directory: this agent would ask itself", socket)
+	}
 }
 
 // check checks an authority's keys, which stand below key.
@@ -178,6 +182,7 @@ func (e *Embedded) check(c *collector, key string) {
 	if time.Duration(e.CATTL) < time.Minute {
 		c.add(key+"caTTL", "%s is shorter than 1m", e.CATTL)
 	}
+	e.Upstream.check(c, key+"upstream.")
 	for name, ttl := range map[string]Duration{"defaultX509SVIDTTL": e.DefaultX509SVIDTTL, "defaultJWTSVIDTTL": e.DefaultJWTSVIDTTL} {
 		if time.Duration(ttl) < time.Second {
 			c.add(key+name, "%s is shorter than 1s", ttl)

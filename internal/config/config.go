@@ -88,6 +88,7 @@ type Embedded struct {
 	JWTKeyType         string    `yaml:"jwtKeyType" doc:"As caKeyType; empty: the same."`
 	CATTL              Duration  `yaml:"caTTL" doc:"Life of a CA. A new one is prepared at half of it and signs from five sixths on."`
 	CASubject          CASubject `yaml:"caSubject"`
+	Upstream           Upstream  `yaml:"upstream"`
 	DefaultX509SVIDTTL Duration  `yaml:"defaultX509SVIDTTL" doc:"Life of an X.509-SVID whose entry names none."`
 	DefaultJWTSVIDTTL  Duration  `yaml:"defaultJWTSVIDTTL" doc:"Life of a JWT-SVID whose entry names none."`
 	JWTIssuer          string    `yaml:"jwtIssuer" doc:"iss claim of JWT-SVIDs; empty: none."`

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,6 +18,13 @@ import (
 // Check answers nil when one part of the daemon is as it should be. It must
 // not block and must not ask anybody outside the process.
 type Check func() error
+
+// Remark is what a check answers when all is as it should be, but there is
+// something that whoever looks should know.
+type Remark string
+
+// Error is the remark.
+func (r Remark) Error() string { return string(r) }
 
 // Health serves /livez, /readyz, /metrics and what Handle adds. It is built and run before everything else, so that a daemon that waits for
 // something can say what it waits for. Safe for concurrent use.
@@ -59,12 +67,22 @@ func (h *Health) add(to map[string]Check, name string, c Check) {
 func (h *Health) Ready() error {
 	var errs []error
 	for name, text := range h.run(h.ready) {
-		if text != "ok" {
+		if !isOK(text) {
 			errs = append(errs, fmt.Errorf("%s: %s", name, text))
 		}
 	}
 	return errors.Join(errs...)
 }
+
+const okBut = "ok, but: "
+
+func isRemark(err error) bool {
+	_, ok := errors.AsType[Remark](err)
+	return ok
+}
+
+// isOK says whether the text of a check's outcome is no failure.
+func isOK(text string) bool { return text == "ok" || strings.HasPrefix(text, okBut) }
 
 func (h *Health) run(set map[string]Check) map[string]string {
 	h.mu.Lock()
@@ -72,7 +90,11 @@ func (h *Health) run(set map[string]Check) map[string]string {
 	out := make(map[string]string, len(set))
 	for name, c := range set {
 		out[name] = "ok"
-		if err := c(); err != nil {
+		switch err := c(); {
+		case err == nil:
+		case isRemark(err):
+			out[name] = okBut + err.Error()
+		default:
 			out[name] = err.Error()
 		}
 	}
@@ -84,7 +106,7 @@ func (h *Health) serve(set func() map[string]Check) http.HandlerFunc {
 		results := h.run(set())
 		code := http.StatusOK
 		for _, text := range results {
-			if text != "ok" {
+			if !isOK(text) {
 				code = http.StatusServiceUnavailable
 			}
 		}

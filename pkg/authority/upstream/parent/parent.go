@@ -20,7 +20,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"sync"
 	"time"
 
@@ -143,7 +142,7 @@ func (u *Upstream) SignCA(ctx context.Context, csr []byte, ttl time.Duration) (*
 		return nil, err
 	}
 	resp, err := svidpb.NewSVIDClient(conn).NewDownstreamX509CA(ctx, &svidpb.NewDownstreamX509CARequest{
-		Csr: csr, PreferredTtl: int32(min(ttl/time.Second, math.MaxInt32)),
+		Csr: csr, PreferredTtl: spirewire.SecondsToWire(ttl),
 	})
 	if err != nil {
 		return nil, explain(err)
@@ -222,8 +221,11 @@ func fromWire(b *typespb.Bundle) (*embedded.UpstreamBundle, error) {
 func keysFromWire(in []*typespb.JWTKey) ([]embedded.JWTKey, error) {
 	var out []embedded.JWTKey
 	for i, k := range in {
-		if _, err := x509.ParsePKIXPublicKey(k.GetPublicKey()); err != nil || k.GetKeyId() == "" {
-			return nil, fmt.Errorf("JWT authority %d of the parent's bundle has no key ID or no key: %w", i+1, err)
+		if k.GetKeyId() == "" {
+			return nil, fmt.Errorf("JWT authority %d of the parent's bundle has no key ID", i+1)
+		}
+		if _, err := x509.ParsePKIXPublicKey(k.GetPublicKey()); err != nil {
+			return nil, fmt.Errorf("JWT authority %q of the parent's bundle: %w", k.GetKeyId(), err)
 		}
 		out = append(out, embedded.JWTKey{
 			ID: k.GetKeyId(), PublicKey: k.GetPublicKey(), ExpiresAt: spirewire.TimeFromWire(k.GetExpiresAt()), Tainted: k.GetTainted(),
