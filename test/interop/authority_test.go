@@ -42,6 +42,12 @@ type authority struct {
 
 func startAuthority(t *testing.T, extra string) *authority {
 	t.Helper()
+	return startAuthorityWith(t, "", extra)
+}
+
+// startAuthorityWith is startAuthority with more keys below embedded.
+func startAuthorityWith(t *testing.T, keys, extra string) *authority {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "sn-") //nolint:usetesting // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)
@@ -53,11 +59,11 @@ kind: AuthorityConfiguration
 trustDomain: %s
 server: {address: "%s"}
 admin: {socketPath: %s}
-embedded: {statePath: %s}
+embedded: {statePath: %s%s}
 rateLimits: {attestation: false}
 health: {address: "%s"}
 log: {level: debug}
-%s`, trustDomain, a.address, a.admin(), a.path("state/authority.db"), a.health, extra)
+%s`, trustDomain, a.address, a.admin(), a.path("state/authority.db"), keys, a.health, extra)
 	if err := os.WriteFile(a.path("agent.yaml"), []byte(doc), 0o600); err != nil {
 		t.Fatal(err)
 	}
