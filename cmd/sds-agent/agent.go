@@ -51,7 +51,10 @@ func newAgent(cfg *config.Agent, log, audit *slog.Logger, level *slog.LevelVar) 
 	}
 	a.health.AddReady("agent", func() error {
 		if n := a.node.Load(); n != nil {
-			return n.ready()
+			if err := n.ready(); err != nil {
+				return err
+			}
+			return n.remark()
 		}
 		return errors.New("starting")
 	})

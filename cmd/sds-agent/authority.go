@@ -135,6 +135,18 @@ func (n *node) canIssue() error {
 	return n.authority.Ready()
 }
 
+// remark says what is wrong although callers are served: nil, or a
+// daemon.Remark.
+func (n *node) remark() error {
+	if n.authority == nil {
+		return nil
+	}
+	if s := n.authority.UpstreamStatus(); s != nil && s.Err != nil {
+		return daemon.Remark(s.Err.Error())
+	}
+	return nil
+}
+
 // authorityTasks keep the authority going.
 func (n *node) authorityTasks() []daemon.Task {
 	if n.server != nil {

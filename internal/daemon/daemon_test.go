@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -96,6 +97,11 @@ func TestHealth(t *testing.T) {
 	if code, _ := get("/livez"); code != http.StatusOK {
 		t.Errorf("/livez: %d", code)
 	}
+	broken = fmt.Errorf("seen: %w", daemon.Remark("slow"))
+	if code, body := get("/readyz"); code != http.StatusOK || h.Ready() != nil || !strings.Contains(body, `"authority":"ok, but: seen: slow"`) {
+		t.Errorf("/readyz with a remark: %d %s, %v", code, body, h.Ready())
+	}
+	broken = nil
 	if code, _ := get("/readyz"); code != http.StatusOK || h.Ready() != nil {
 		t.Errorf("/readyz: %d, %v", code, h.Ready())
 	}
