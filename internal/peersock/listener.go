@@ -308,8 +308,8 @@ func (l *Listener) admit(conn *net.UnixConn) {
 }
 
 func (l *Listener) refuse(conn net.Conn, reason, key, why string, attrs ...slog.Attr) {
-	conn.Close()
 	l.metrics.refused.WithLabelValues(reason).Inc()
+	conn.Close() // after it is counted: the caller may look
 	l.warnRefused(key, why, append(attrs, slog.String("reason", reason))...)
 }
 
