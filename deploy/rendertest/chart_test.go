@@ -205,6 +205,17 @@ var variants = map[string][]string{
 	"pods": {
 		"global.spire.trustDomain=example.org", "node.agent.pods.namespaceLabels=true", "node.agent.pods.criSocket=/run/containerd/containerd.sock",
 	},
+	"federation": {
+		"global.spire.trustDomain=example.org", "authority.embedded.federation.enabled=true",
+		"clusterFederatedTrustDomains.other.trustDomain=other.org", "clusterFederatedTrustDomains.other.bundleEndpointURL=https://other.org:8443",
+		"clusterFederatedTrustDomains.other.bundleEndpointProfile.type=https_spiffe",
+		"clusterFederatedTrustDomains.other.bundleEndpointProfile.endpointSPIFFEID=spiffe://other.org/spire/server",
+	},
+	"federation by a Secret": {
+		"global.spire.trustDomain=example.org", "authority.embedded.federation.enabled=true", "authority.embedded.federation.tls.spire.enabled=false",
+		"authority.embedded.federation.tls.externalSecret.enabled=true", "authority.embedded.federation.tls.externalSecret.secretName=bundle-tls",
+		"authority.embedded.federation.bundleEndpoint.port=9443", "authority.embedded.federation.from[0].ipBlock.cidr=192.0.2.0/24",
+	},
 	"kubelet": {"global.spire.trustDomain=example.org", "node.agent.pods.source=kubelet"},
 	"other places": {
 		"global.spire.trustDomain=example.org", "kubeletPath=/var/snap/microk8s/common/var/lib/kubelet", "pluginName=b.csi.spiffe.io",

@@ -12,6 +12,7 @@ import (
 	netv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
+	"github.com/spiffe-node/spiffe-node/internal/federation"
 	"github.com/spiffe-node/spiffe-node/internal/peersock"
 	"github.com/spiffe-node/spiffe-node/pkg/authority/embedded"
 	"github.com/spiffe-node/spiffe-node/pkg/csi"
@@ -43,6 +44,7 @@ func TestAlerts(t *testing.T) {
 	sds.NewMetrics(&all)
 	peersock.NewMetrics(&all)
 	embedded.NewMetrics(&all)
+	federation.NewMetrics(&all)
 	r := render(t, variants["everything"]...)
 	groups, _, err := unstructured.NestedSlice(r.kind("PrometheusRule")[0].Object, "spec", "groups")
 	if err != nil {

@@ -37,6 +37,11 @@ func TestStrict(t *testing.T) {
 				if err := yaml.UnmarshalStrict(o.text, &cr); err != nil {
 					t.Errorf("%s: %v", o.file, err)
 				}
+			case gvk.Kind == "ClusterFederatedTrustDomain":
+				var cr v1alpha1.ClusterFederatedTrustDomain
+				if err := yaml.UnmarshalStrict(o.text, &cr); err != nil {
+					t.Errorf("%s: %v", o.file, err)
+				}
 			case !slices.Contains(known, gvk.Kind):
 				t.Errorf("%s: unknown kind %s", o.file, gvk)
 			}

@@ -45,6 +45,11 @@ func TestRefused(t *testing.T) {
 		"duration":                {[]string{td, "authority.embedded.caTTL=1d"}, "caTTL"},
 		"unknown CR field":        {[]string{td, "clusterSPIFFEIDs.x.spiffeIdTemplate=a"}, "spiffeIdTemplate"},
 		"socket with a slash":     {[]string{td, "socket.name=a/b"}, "name"},
+		"two certificates":        {[]string{td, "authority.embedded.federation.enabled=true", "authority.embedded.federation.tls.externalSecret.enabled=true"}, "enable either spire or externalSecret"},
+		"no secret name":          {[]string{td, "authority.embedded.federation.enabled=true", "authority.embedded.federation.tls.spire.enabled=false", "authority.embedded.federation.tls.externalSecret.enabled=true"}, "secretName is missing"},
+		"federation elsewhere":    {[]string{td, "authority.mode=external", "authority.external.address=a.b:1", "authority.embedded.federation.enabled=true"}, "has its own bundle endpoint"},
+		"nobody to federate":      {[]string{td, "registration.enabled=false", "clusterFederatedTrustDomains.a.trustDomain=a", "clusterFederatedTrustDomains.a.bundleEndpointURL=https://a", "clusterFederatedTrustDomains.a.bundleEndpointProfile.type=https_web"}, "nobody else acts on them"},
+		"http endpoint":           {[]string{td, "clusterFederatedTrustDomains.a.trustDomain=a", "clusterFederatedTrustDomains.a.bundleEndpointURL=http://a", "clusterFederatedTrustDomains.a.bundleEndpointProfile.type=https_web"}, "bundleEndpointURL"},
 		"persistence":             {[]string{td, "authority.embedded.persistence.type=nfs"}, "type"},
 	} {
 		t.Run(name, func(t *testing.T) {

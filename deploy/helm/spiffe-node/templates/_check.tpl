@@ -21,6 +21,21 @@
 {{- if or (eq $v.socket.directory $v.stateDirectory) (hasPrefix (printf "%s/" $v.socket.directory) (printf "%s/" $v.stateDirectory)) }}
 {{- fail (printf "stateDirectory %s lies in socket.directory, which every pod can read; choose another" $v.stateDirectory) }}
 {{- end }}
+{{- $f := $v.authority.embedded.federation }}
+{{- if $f.enabled }}
+{{- if not (include "spiffe-node.embedded" .) }}
+{{- fail "authority.embedded.federation.enabled needs authority.mode=embedded; a SPIRE Server has its own bundle endpoint" }}
+{{- end }}
+{{- if eq (toString $f.tls.spire.enabled) (toString $f.tls.externalSecret.enabled) }}
+{{- fail "authority.embedded.federation.tls: enable either spire or externalSecret" }}
+{{- end }}
+{{- if and $f.tls.externalSecret.enabled (not $f.tls.externalSecret.secretName) }}
+{{- fail "authority.embedded.federation.tls.externalSecret.secretName is missing" }}
+{{- end }}
+{{- end }}
+{{- if and $v.clusterFederatedTrustDomains (or (not (include "spiffe-node.embedded" .)) (not $v.registration.enabled)) }}
+{{- fail "clusterFederatedTrustDomains needs authority.mode=embedded and registration.enabled: nobody else acts on them" }}
+{{- end }}
 {{- $ru := $v.node.rollingUpdate }}
 {{- if and (eq (toString $ru.maxSurge) "0") (eq (toString $ru.maxUnavailable) "0") }}
 {{- fail "node.rollingUpdate: maxSurge and maxUnavailable are both 0; one of them must allow an update" }}

@@ -95,6 +95,12 @@ imagePullSecrets:
 {{- mergeOverwrite $c (deepCopy $v.node.agent.config) | toYaml }}
 {{- end }}
 
+{{/* The Secret with the bundle endpoint's certificate; empty: it uses the SVID. */}}
+{{- define "spiffe-node.federationSecret" -}}
+{{- $f := .Values.authority.embedded.federation -}}
+{{- if and $f.enabled $f.tls.externalSecret.enabled }}{{ $f.tls.externalSecret.secretName }}{{ end -}}
+{{- end }}
+
 {{/* The authority's configuration, likewise. */}}
 {{- define "spiffe-node.authorityConfig" -}}
 {{- $v := .Values -}}
@@ -126,5 +132,14 @@ imagePullSecrets:
   "health" (dict "address" (printf ":%d" (int $e.healthPort)))
   "log" (dict "level" $e.logLevel "format" $e.logFormat)
 -}}
+{{- if $e.federation.enabled }}
+{{- $endpoint := dict
+  "address" (printf "%s:%d" $e.federation.bundleEndpoint.address (int $e.federation.bundleEndpoint.port))
+  "refreshHint" $e.federation.bundleEndpoint.refreshHint -}}
+{{- if include "spiffe-node.federationSecret" . }}
+{{- $_ := merge $endpoint (dict "profile" "https_web" "certFile" "/etc/spiffe-node-federation/tls.crt" "keyFile" "/etc/spiffe-node-federation/tls.key") }}
+{{- end }}
+{{- $_ := set $c "federation" (dict "bundleEndpoint" $endpoint) }}
+{{- end }}
 {{- mergeOverwrite $c (deepCopy $e.config) | toYaml }}
 {{- end }}
