@@ -104,7 +104,7 @@ func (p *Poller) Run(ctx context.Context) error {
 	wg.Go(func() { p.watchBundles(ctx) })
 	for {
 		changes := p.store.RelationshipChanges()
-		p.follow()
+		p.follow() //nolint:contextcheck // tasks live as long as Run
 		select {
 		case <-ctx.Done():
 			return nil
@@ -121,13 +121,14 @@ func (p *Poller) follow() {
 	if p.ctx == nil || p.ctx.Err() != nil {
 		return
 	}
-	have := make(map[spiffeid.TrustDomain]bool)
+	have, moved := make(map[spiffeid.TrustDomain]bool), false
 	for _, r := range p.store.Relationships() {
 		have[r.TrustDomain] = true
 		old := p.tasks[r.TrustDomain]
 		if old != nil && old.about == r {
 			continue
 		}
+		moved = true
 		t := newTask(p, r)
 		if old != nil {
 			old.cancel()
@@ -140,11 +141,14 @@ func (p *Poller) follow() {
 	}
 	for td, t := range p.tasks {
 		if !have[td] {
+			moved = true
 			t.cancel()
 			delete(p.tasks, td)
 		}
 	}
-	p.changed.say()
+	if moved {
+		p.changed.say()
+	}
 }
 
 // watchBundles has endpoints tried at once that could not be authenticated
@@ -184,7 +188,7 @@ func (p *Poller) retryAfter(before, now *authority.BundleSet) {
 // Refresh fetches one bundle now and stores it if it is new. Error:
 // embedded.ErrNotFound without a relationship.
 func (p *Poller) Refresh(ctx context.Context, td spiffeid.TrustDomain) error {
-	p.follow() // a relationship that was made just now counts
+	p.follow() //nolint:contextcheck // tasks live as long as Run; a relationship that was made just now counts
 	p.mu.Lock()
 	t := p.tasks[td]
 	p.mu.Unlock()

@@ -79,7 +79,7 @@ federation:
 func (s *site) join() {
 	t := s.t
 	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "sn-") //nolint:usetesting // t.TempDir is no tmpfs and too long for a socket
+	dir, err := os.MkdirTemp("/dev/shm", "sn-") // t.TempDir is no tmpfs and too long for a socket
 	if err != nil {
 		t.Skipf("no tmpfs at /dev/shm: %v", err)
 	}
@@ -130,7 +130,7 @@ func (s *site) workload(federatesWith string) *workloadapi.X509Source {
 // file of the CA that signed it.
 func webCertificate(t *testing.T, dir string) (cert, key, roots string) {
 	t.Helper()
-	make := func(name string, template, parent *x509.Certificate, signer *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
+	issue := func(name string, template, parent *x509.Certificate, signer *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
 		priv, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		if err != nil {
 			t.Fatal(err)
@@ -159,8 +159,8 @@ func webCertificate(t *testing.T, dir string) (cert, key, roots string) {
 		}
 		return out, priv
 	}
-	ca, caKey := make("web-ca", &x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, nil, nil)
-	make("web", &x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, ca, caKey)
+	ca, caKey := issue("web-ca", &x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, nil, nil)
+	issue("web", &x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, ca, caKey)
 	return filepath.Join(dir, "web.pem"), filepath.Join(dir, "web.key"), filepath.Join(dir, "web-ca.pem")
 }
 
