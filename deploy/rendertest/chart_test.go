@@ -189,10 +189,21 @@ func (r *rendered) names() []string {
 
 // variants are ways to install; every test of all objects runs on each.
 var variants = map[string][]string{
-	"default":   {"global.spire.trustDomain=example.org"},
-	"one node":  {"global.spire.trustDomain=example.org", "authority.embedded.persistence.type=hostPath"},
-	"emptyDir":  {"global.spire.trustDomain=example.org", "authority.embedded.persistence.type=emptyDir"},
-	"external":  {"global.spire.trustDomain=example.org", "authority.mode=external", "authority.external.address=spire.example.com:8081"},
+	"default":  {"global.spire.trustDomain=example.org"},
+	"one node": {"global.spire.trustDomain=example.org", "authority.embedded.persistence.type=hostPath"},
+	"emptyDir": {"global.spire.trustDomain=example.org", "authority.embedded.persistence.type=emptyDir"},
+	"external": {"global.spire.trustDomain=example.org", "authority.mode=external", "authority.external.address=spire.example.com:8081"},
+	"external, tuned": {
+		"global.spire.trustDomain=example.org", "authority.mode=external", "authority.external.address=spire.example.com:8081",
+		"authority.external.trustBundle.namespace=spire", "authority.external.trustBundle.key=bundle.crt", "authority.external.trustBundle.format=pem",
+		"authority.external.nodeAttestation.type=x509pop", "authority.external.nodeAttestation.x509pop.intermediates=ca.crt",
+		"authority.external.rebootstrap.mode=always", "authority.external.rebootstrap.delay=10m", "authority.external.requirePQKEM=true",
+		"authority.external.syncInterval=10s", "authority.external.withdrawConfirm=0s",
+	},
+	"external, https": {
+		"global.spire.trustDomain=example.org", "authority.mode=external", "authority.external.address=spire.example.com:8081",
+		"authority.external.trustBundle.url=https://bundles.example.org/bundle.json",
+	},
 	"openshift": {"global.spire.trustDomain=example.org", "global.openshift=true", "selinux.relabel.image=registry.example/ubi-minimal:9"},
 	"everything": {
 		"global.spire.trustDomain=example.org", "global.telemetry.prometheus.enabled=true",

@@ -36,6 +36,8 @@ func TestRefused(t *testing.T) {
 		"no address":              {[]string{td, "authority.mode=external"}, "authority.external.address is missing"},
 		"address without mode":    {[]string{td, "authority.external.address=a:1"}, "authority.mode=external"},
 		"address without port":    {[]string{td, "authority.mode=external", "authority.external.address=spire"}, "address"},
+		"bundle over http":        {[]string{td, "authority.mode=external", "authority.external.address=a:1", "authority.external.trustBundle.url=http://a/b"}, "url"},
+		"odd attestation":         {[]string{td, "authority.mode=external", "authority.external.address=a:1", "authority.external.nodeAttestation.type=join_token"}, "type"},
 		"state on disk":           {[]string{td, "stateDirectory=/var/lib/spiffe-node"}, "tmpfs"},
 		"state in sockets":        {[]string{td, "stateDirectory=/run/spire/agent-sockets/state"}, "every pod can read"},
 		"no update possible":      {[]string{td, "node.rollingUpdate.maxSurge=0"}, "must allow an update"},

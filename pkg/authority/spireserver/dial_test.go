@@ -125,3 +125,32 @@ func TestDialTCP(t *testing.T) {
 		t.Errorf("no port: %v", err)
 	}
 }
+
+// Addresses at which nobody is, or nobody answers, keep no agent from those that
+// follow; a server that moves to another address is found there.
+func TestAddresses(t *testing.T) {
+	for name, addresses := range map[string][]string{
+		"refused": {"dead:1", "fake:1"},
+		"silent":  {"silent:1", "fake:1"},
+		"both":    {"silent:1", "dead:1", "silent:1", "fake:1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake()
+				f.entries = wireEntries(1)
+				f.up(t)
+				cfg := f.config(t)
+				cfg.Addresses = addresses
+				c := run(t, cfg)
+				// 250 ms for each silent one, for the attestation and again after it.
+				wantReadyWithin(t, c, 1600*time.Millisecond)
+				pass(time.Minute)
+				f.down()
+				pass(time.Minute)
+				f.up(t)
+				wantReadyWithin(t, c, 2500*time.Millisecond)
+			})
+		})
+	}
+}

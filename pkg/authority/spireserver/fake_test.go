@@ -198,6 +198,10 @@ func (f *fake) dial(ctx context.Context, address string) (net.Conn, error) {
 	f.mu.Lock()
 	lis := f.lis
 	f.mu.Unlock()
+	if address == "silent:1" {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	if lis == nil || address == "dead:1" {
 		return nil, errors.New("connection refused")
 	}

@@ -65,11 +65,54 @@ imagePullSecrets:
 {{- end -}}
 {{- end }}
 
+{{/* The bundle is mounted, unless it is read through the API server or fetched. */}}
+{{- define "spiffe-node.bundleMounted" -}}
+{{- $b := include "spiffe-node.bundle" . | fromYaml -}}
+{{- if not (or $b.namespace $b.url) }}true{{ end -}}
+{{- end }}
+
+{{/* How agents find their first bundle. */}}
+{{- define "spiffe-node.trustBundle" -}}
+{{- $b := include "spiffe-node.bundle" . | fromYaml -}}
+{{- if $b.url -}}
+{{- dict "url" $b.url "format" $b.format | toYaml }}
+{{- else if $b.namespace -}}
+{{- dict "configMap" (dict "namespace" $b.namespace "name" $b.configMap "key" $b.key) "format" $b.format | toYaml }}
+{{- else -}}
+{{- dict "path" (printf "/run/spire/bundle/%s" $b.key) "format" $b.format | toYaml }}
+{{- end -}}
+{{- end }}
+
+{{/* An agent attests by x509pop. */}}
+{{- define "spiffe-node.x509pop" -}}
+{{- if and (not (include "spiffe-node.embedded" .)) (eq .Values.authority.external.nodeAttestation.type "x509pop") }}true{{ end -}}
+{{- end }}
+
+{{/* How agents prove their node. */}}
+{{- define "spiffe-node.agentAttestation" -}}
+{{- if include "spiffe-node.x509pop" . -}}
+{{- $x := .Values.authority.external.nodeAttestation.x509pop -}}
+{{- $a := dict "type" "x509pop" "certificatePath" (printf "/run/spiffe-node-x509pop/%s" $x.certificate) "privateKeyPath" (printf "/run/spiffe-node-x509pop/%s" $x.privateKey) -}}
+{{- if $x.intermediates }}{{ $_ := set $a "intermediatesPath" (printf "/run/spiffe-node-x509pop/%s" $x.intermediates) }}{{ end -}}
+{{- $a | toYaml }}
+{{- else -}}
+{{- dict "type" "k8s_psat" "cluster" .Values.global.spire.clusterName "tokenPath" "/var/run/secrets/tokens/spire-agent" | toYaml }}
+{{- end -}}
+{{- end }}
+
 {{/* The agent's configuration: what the chart knows, then what the user says. */}}
 {{- define "spiffe-node.agentConfig" -}}
 {{- $v := .Values -}}
 {{- $sds := $v.node.agent.sds -}}
-{{- $bundle := include "spiffe-node.bundle" . | fromYaml -}}
+{{- $server := dict
+  "address" (include "spiffe-node.authorityAddress" .)
+  "trustBundle" (include "spiffe-node.trustBundle" . | fromYaml)
+  "nodeAttestation" (include "spiffe-node.agentAttestation" . | fromYaml)
+-}}
+{{- if not (include "spiffe-node.embedded" .) }}
+{{- $e := $v.authority.external }}
+{{- $server = mergeOverwrite $server (dict "rebootstrap" (deepCopy $e.rebootstrap) "requirePQKEM" $e.requirePQKEM "syncInterval" $e.syncInterval "withdrawConfirm" $e.withdrawConfirm) }}
+{{- end }}
 {{- $c := dict
   "apiVersion" "config.spiffe-node.io/v1alpha1"
   "kind" "AgentConfiguration"
@@ -77,13 +120,7 @@ imagePullSecrets:
   "mode" "kubernetes"
   "socket" (dict "directory" $v.socket.directory "name" $v.socket.name "alternateNames" $v.socket.alternateNames)
   "admin" (dict "socketPath" "/run/spiffe-node-admin/private/api.sock")
-  "authority" (dict "spireServer" (dict
-    "address" (include "spiffe-node.authorityAddress" .)
-    "trustBundle" (dict "path" (printf "/run/spire/bundle/%s" $bundle.key) "format" $bundle.format)
-    "nodeAttestation" (dict
-      "type" "k8s_psat"
-      "cluster" $v.global.spire.clusterName
-      "tokenPath" "/var/run/secrets/tokens/spire-agent")))
+  "authority" (dict "spireServer" $server)
   "attestation" (dict "kubernetes" (dict
     "ledgerDirectory" (printf "%s/ledger" $v.stateDirectory)
     "pods" $v.node.agent.pods))
