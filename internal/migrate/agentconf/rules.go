@@ -173,7 +173,7 @@ var rules = map[string]rule{
 	"agent.profiling_names":     notNeeded("profiles are taken when /debug/pprof is asked"),
 
 	"agent.experimental.sync_interval":               duration(spireServer + "syncInterval"),
-	"agent.experimental.jwt_svid_cache_hit_timeout":  notNeeded("a JWT-SVID that is good for more than half its life is given at once, without asking the server"),
+	"agent.experimental.jwt_svid_cache_hit_timeout":  notNeeded("while a token is still good, nobody waits longer than 250 ms for a newer one"),
 	"agent.experimental.use_sync_authorized_entries": notNeeded("the server is asked that way if it can answer so"),
 	"agent.experimental.require_pq_kem":              boolean(spireServer + "requirePQKEM"),
 	"agent.experimental.named_pipe_name":             unsupported(windowsOnly),
