@@ -227,6 +227,11 @@ var variants = map[string][]string{
 		"authority.embedded.federation.tls.externalSecret.enabled=true", "authority.embedded.federation.tls.externalSecret.secretName=bundle-tls",
 		"authority.embedded.federation.bundleEndpoint.port=9443", "authority.embedded.federation.from[0].ipBlock.cidr=192.0.2.0/24",
 	},
+	"company": {"global.spire.trustDomain=example.org", "authority.embedded.upstreamAuthority.disk.enabled=true"},
+	"child": {
+		"global.spire.trustDomain=example.org", "authority.embedded.upstreamAuthority.spire.enabled=true",
+		"authority.embedded.upstreamAuthority.spire.upstreamDriver=upstream.csi.spiffe.io", "authority.embedded.upstreamAuthority.spire.server.address=spire-root.example.org",
+	},
 	"kubelet": {"global.spire.trustDomain=example.org", "node.agent.pods.source=kubelet"},
 	"other places": {
 		"global.spire.trustDomain=example.org", "kubeletPath=/var/snap/microk8s/common/var/lib/kubelet", "pluginName=b.csi.spiffe.io",

@@ -52,6 +52,10 @@ func TestRefused(t *testing.T) {
 		"federation elsewhere":    {[]string{td, "authority.mode=external", "authority.external.address=a.b:1", "authority.embedded.federation.enabled=true"}, "has its own bundle endpoint"},
 		"nobody to federate":      {[]string{td, "registration.enabled=false", "clusterFederatedTrustDomains.a.trustDomain=a", "clusterFederatedTrustDomains.a.bundleEndpointURL=https://a", "clusterFederatedTrustDomains.a.bundleEndpointProfile.type=https_web"}, "nobody else acts on them"},
 		"http endpoint":           {[]string{td, "clusterFederatedTrustDomains.a.trustDomain=a", "clusterFederatedTrustDomains.a.bundleEndpointURL=http://a", "clusterFederatedTrustDomains.a.bundleEndpointProfile.type=https_web"}, "bundleEndpointURL"},
+		"two CAs above":           {[]string{td, "authority.embedded.upstreamAuthority.disk.enabled=true", "authority.embedded.upstreamAuthority.spire.enabled=true"}, "there is one CA above"},
+		"no Secret":               {[]string{td, "authority.embedded.upstreamAuthority.disk.enabled=true", "authority.embedded.upstreamAuthority.disk.secret.name="}, "disk.secret.name is missing"},
+		"no parent":               {[]string{td, "authority.embedded.upstreamAuthority.spire.enabled=true"}, "needs server.address"},
+		"own driver":              {[]string{td, "authority.embedded.upstreamAuthority.spire.enabled=true", "authority.embedded.upstreamAuthority.spire.upstreamDriver=csi.spiffe.io", "authority.embedded.upstreamAuthority.spire.server.address=a"}, "ask itself"},
 		"persistence":             {[]string{td, "authority.embedded.persistence.type=nfs"}, "type"},
 	} {
 		t.Run(name, func(t *testing.T) {

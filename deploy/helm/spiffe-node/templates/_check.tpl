@@ -36,6 +36,19 @@
 {{- if and $v.clusterFederatedTrustDomains (or (not (include "spiffe-node.embedded" .)) (not $v.registration.enabled)) }}
 {{- fail "clusterFederatedTrustDomains needs authority.mode=embedded and registration.enabled: nobody else acts on them" }}
 {{- end }}
+{{- $up := $v.authority.embedded.upstreamAuthority }}
+{{- if and $up.disk.enabled $up.spire.enabled }}
+{{- fail "authority.embedded.upstreamAuthority: disk and spire are both enabled; there is one CA above" }}
+{{- end }}
+{{- if and $up.disk.enabled (not $up.disk.secret.name) }}
+{{- fail "authority.embedded.upstreamAuthority.disk.secret.name is missing: the Secret with tls.crt and tls.key" }}
+{{- end }}
+{{- if and $up.spire.enabled (not (and $up.spire.server.address $up.spire.upstreamDriver)) }}
+{{- fail "authority.embedded.upstreamAuthority.spire needs server.address, and upstreamDriver: the CSI driver of an agent of that server" }}
+{{- end }}
+{{- if and $up.spire.enabled (eq $up.spire.upstreamDriver $v.pluginName) }}
+{{- fail "authority.embedded.upstreamAuthority.spire.upstreamDriver is this chart's own driver: the authority would ask itself" }}
+{{- end }}
 {{- $ru := $v.node.rollingUpdate }}
 {{- if and (eq (toString $ru.maxSurge) "0") (eq (toString $ru.maxUnavailable) "0") }}
 {{- fail "node.rollingUpdate: maxSurge and maxUnavailable are both 0; one of them must allow an update" }}

@@ -178,5 +178,17 @@ imagePullSecrets:
 {{- end }}
 {{- $_ := set $c "federation" (dict "bundleEndpoint" $endpoint) }}
 {{- end }}
+{{- $up := $e.upstreamAuthority -}}
+{{- if $up.disk.enabled -}}
+{{- $disk := dict "certFile" "/run/spire/upstream_ca/tls.crt" "keyFile" "/run/spire/upstream_ca/tls.key" -}}
+{{- with $up.disk.secret.bundleKey -}}
+{{- $_ := set $disk "bundleFile" (printf "/run/spire/upstream_ca/%s" .) -}}
+{{- end -}}
+{{- $_ := set $c.embedded "upstream" (dict "disk" $disk) -}}
+{{- else if $up.spire.enabled -}}
+{{- $_ := set $c.embedded "upstream" (dict "parent" (dict
+  "address" (printf "%s:%d" $up.spire.server.address (int $up.spire.server.port))
+  "workloadAPISocket" "/run/spire/upstream_agent/spire-agent.sock")) -}}
+{{- end -}}
 {{- mergeOverwrite $c (deepCopy $e.config) | toYaml }}
 {{- end }}
