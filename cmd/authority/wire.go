@@ -54,7 +54,7 @@ func (p *process) wire(ctx context.Context) (_ *parts, err error) {
 		return nil, fmt.Errorf("embedded.%w", err)
 	}
 	out.upstream = closeAbove
-	if out.authority, err = openAuthority(td, above, p); err != nil {
+	if out.authority, err = openAuthority(td, above, p); err != nil { //nolint:contextcheck // Open bounds what it waits for
 		return nil, err
 	}
 	attestors, err := nodeAttestors(td, out.authority, cfg.NodeAttestation)

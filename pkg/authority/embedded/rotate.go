@@ -41,7 +41,7 @@ func (a *Authority) rotate(ctx context.Context, now time.Time) error {
 		err := a.stepByTime(ctx, k, due, now)
 		if a.cfg.Upstream != nil && due != stepActivate {
 			if !errors.Is(err, context.Canceled) {
-				a.backOff(k, s.current, err, now)
+				a.backOff(ctx, k, s.current, err, now)
 			}
 			continue
 		}

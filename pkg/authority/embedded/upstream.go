@@ -148,7 +148,7 @@ func (a *Authority) mayTry(k kind, now time.Time) bool {
 
 // backOff notes how a step of rotation with upstream went, and when the next
 // may be tried: later each time, but often where the current CA's end is near.
-func (a *Authority) backOff(k kind, s *slot, err error, now time.Time) {
+func (a *Authority) backOff(ctx context.Context, k kind, s *slot, err error, now time.Time) {
 	a.noteUpstream("rotation "+string(k), err, now)
 	u := &a.upstream
 	u.mu.Lock()
@@ -161,25 +161,22 @@ func (a *Authority) backOff(k kind, s *slot, err error, now time.Time) {
 		delete(u.delay, k)
 		return
 	}
-	limit := rotatePeriod
-	level := slog.LevelError
-	attrs := []slog.Attr{slog.String("upstream", a.cfg.Upstream.Name()), slog.String("kind", string(k)), slog.Any("error", err)}
-	text := "upstream gives no signing key and there is none that is valid; nothing can be signed"
+	limit, log := rotatePeriod, a.log.ErrorContext
+	state := "there is no valid key; nothing can be signed"
+	var ends time.Time
 	if s.usable(now) {
 		life, left := s.notAfter.Sub(s.notBefore), s.notAfter.Sub(now)
 		limit = min(upstreamMaxDelay, max(limit, left/20))
-		text = "upstream gives no new signing key; going on with the present one"
-		if left < life/6 {
-			text = "upstream gives no new signing key and the present one ends soon"
-		} else {
-			level = slog.LevelWarn
+		ends = s.notAfter
+		state = "the present key signs on, but it ends soon"
+		if left >= life/6 {
+			log, state = a.log.WarnContext, "the present key signs on"
 		}
-		attrs = append(attrs, slog.Time("present_ends", s.notAfter))
 	}
 	u.delay[k] = min(limit, max(2*u.delay[k], min(rotatePeriod, a.cfg.CATTL/60)))
 	u.retryAt[k] = now.Add(u.delay[k])
-	attrs = append(attrs, slog.Duration("retry_in", u.delay[k]))
-	a.log.LogAttrs(context.Background(), level, text, attrs...)
+	log(ctx, "upstream gives no new signing key", slog.String("upstream", a.cfg.Upstream.Name()), slog.String("kind", string(k)),
+		slog.String("state", state), slog.Time("present_ends", ends), slog.Duration("retry_in", u.delay[k]), slog.Any("error", err))
 }
 
 // upstreamCall bounds a call and counts it.

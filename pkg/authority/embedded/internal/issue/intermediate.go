@@ -27,7 +27,7 @@ type Intermediate struct {
 // follows, which is that of the certificates it sends as its own chain.
 const downstreamUnit = "DOWNSTREAM-"
 
-// ErrPathLength: the CAs above allow none below.
+// ErrPathLength says that the CAs above allow none below.
 var ErrPathLength = errors.New("the path length of a certificate above allows no further CA")
 
 // caExtensions: key usage, basic constraints, two key identifiers, SAN.
