@@ -18,6 +18,7 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/trustdomainpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/typespb"
 	"github.com/spiffe-node/spiffe-node/pkg/authority/embedded"
+	"github.com/spiffe-node/spiffe-node/pkg/entry"
 )
 
 func web(td, url string) *typespb.FederationRelationship {
@@ -212,4 +213,26 @@ func TestRefreshBundle(t *testing.T) {
 	if diff := cmp.Diff([]*federationpb.RelationshipStatus{{TrustDomain: "good", LastSuccess: 9, Failures: 2, LastError: "x", Declared: true}}, resp.GetRelationships(), protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}
+}
+
+// Over TLS relationships are for administrators; agents and strangers are
+// denied.
+func TestFederationOverTLS(t *testing.T) {
+	s := serve(t)
+	agent := s.joined(t, "a")
+	admin := s.workload(t, s.entry(t, agent.id, "/admin", func(e *entry.Entry) { e.Admin = true }))
+	const method = trustdomainpb.TrustDomain_ListFederationRelationships_FullMethodName
+	list := func(as identity) error {
+		_, err := trustdomainpb.NewTrustDomainClient(s.dial(t, as)).ListFederationRelationships(t.Context(), &trustdomainpb.ListFederationRelationshipsRequest{})
+		return err
+	}
+	for _, as := range []identity{{}, agent} {
+		wantDenied(t, list(as), method, 0)
+	}
+	ok.checkError(t, list(admin))
+	_, err := trustdomainpb.NewTrustDomainClient(s.dial(t, agent)).RefreshBundle(t.Context(), &trustdomainpb.RefreshBundleRequest{TrustDomain: "x"})
+	wantDenied(t, err, trustdomainpb.TrustDomain_RefreshBundle_FullMethodName, 0)
+	// How fetching goes is told on the socket only.
+	_, err = federationpb.NewFederationClient(s.dial(t, admin)).GetStatus(t.Context(), &federationpb.GetStatusRequest{})
+	want{12, "unknown service spiffe.node.federation.v1.Federation"}.checkError(t, err)
 }

@@ -139,8 +139,15 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Allow", "GET, HEAD")
 		code = http.StatusMethodNotAllowed
 	default:
+		b := s.cfg.Bundle()
+		if len(b.X509)+len(b.JWT) == 0 {
+			// Others would take an empty document for the end of all our keys. It
+			// is rather that there is no key yet.
+			code = http.StatusServiceUnavailable
+			break
+		}
 		var err error
-		if text, err = s.docs.get(s.cfg.Bundle()); err != nil {
+		if text, err = s.docs.get(b); err != nil {
 			s.cfg.Logger.ErrorContext(r.Context(), "the own bundle cannot be served", slog.Any("error", err))
 			code = http.StatusInternalServerError
 		}
