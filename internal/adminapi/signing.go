@@ -93,8 +93,10 @@ func (s *nodeSVIDs) NewJWTSVID(ctx context.Context, req *svidpb.NewJWTSVIDReques
 	switch {
 	case !ok:
 		return nil, fail(codes.NotFound, errNotAuthorized, nil)
-	case !slices.ContainsFunc(req.GetAudience(), func(a string) bool { return a != "" }):
+	case len(req.GetAudience()) == 0:
 		return nil, invalid("at least one audience is required", nil)
+	case !slices.ContainsFunc(req.GetAudience(), func(a string) bool { return a != "" }):
+		return nil, errEmptyAudience()
 	}
 	attrs = append(attrs, slog.String("spiffe_id", e.SPIFFEID.String()))
 	issued, err := s.nodes.cfg.Authority.SignJWT(ctx, authority.JWTRequest{EntryID: e.ID, SPIFFEID: e.SPIFFEID, Audience: req.GetAudience()})
@@ -108,7 +110,10 @@ func (s *nodeSVIDs) NewJWTSVID(ctx context.Context, req *svidpb.NewJWTSVIDReques
 }
 
 // BatchNewWITSVID is behind a feature flag on the server.
-func (s *nodeSVIDs) BatchNewWITSVID(context.Context, *svidpb.BatchNewWITSVIDRequest) (*svidpb.BatchNewWITSVIDResponse, error) {
+func (s *nodeSVIDs) BatchNewWITSVID(_ context.Context, req *svidpb.BatchNewWITSVIDRequest) (*svidpb.BatchNewWITSVIDResponse, error) {
+	if len(req.GetParams()) == 0 {
+		return nil, invalid("missing parameters", nil)
+	}
 	return nil, fail(codes.Unimplemented, "WIT functionality is disabled", nil)
 }
 

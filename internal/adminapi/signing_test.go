@@ -82,7 +82,7 @@ func TestNewJWTSVID(t *testing.T) {
 	}{
 		{&svidpb.NewJWTSVIDRequest{}, want{int32(codes.NotFound), "entry not found or not authorized"}},
 		{&svidpb.NewJWTSVIDRequest{EntryId: e.ID}, want{int32(codes.InvalidArgument), "at least one audience is required"}},
-		{&svidpb.NewJWTSVIDRequest{EntryId: e.ID, Audience: []string{""}}, want{int32(codes.InvalidArgument), "at least one audience is required"}},
+		{&svidpb.NewJWTSVIDRequest{EntryId: e.ID, Audience: []string{""}}, want{int32(codes.Internal), "failed to sign JWT-SVID: invalid JWT-SVID audience: cannot be empty"}},
 	} {
 		_, err := svids.NewJWTSVID(t.Context(), tc.req)
 		tc.want.checkError(t, err)

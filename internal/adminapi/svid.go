@@ -71,7 +71,7 @@ func (s *svidService) MintJWTSVID(ctx context.Context, req *svidpb.MintJWTSVIDRe
 	}
 	const message = "failed to sign JWT-SVID"
 	if len(audience) == 0 {
-		return nil, fail(codes.Internal, message, errors.New("invalid JWT-SVID audience: cannot be empty"))
+		return nil, errEmptyAudience()
 	}
 	issued, err := s.minter.MintJWT(ctx, id, audience, spirewire.SecondsFromWire(max(0, req.GetTtl())))
 	if err != nil {
@@ -83,6 +83,11 @@ func (s *svidService) MintJWTSVID(ctx context.Context, req *svidpb.MintJWTSVIDRe
 		ExpiresAt: issued.ExpiresAt.Unix(),
 		IssuedAt:  issued.IssuedAt.Unix(),
 	}}, nil
+}
+
+// errEmptyAudience is for audiences of which nothing is left.
+func errEmptyAudience() error {
+	return fail(codes.Internal, "failed to sign JWT-SVID", errors.New("invalid JWT-SVID audience: cannot be empty"))
 }
 
 func (s *svidService) MintWITSVID(context.Context, *svidpb.MintWITSVIDRequest) (*svidpb.MintWITSVIDResponse, error) {

@@ -42,8 +42,8 @@ func waitForSVID(t *testing.T, of *agent, socket string) *x509svid.SVID {
 // A SPIRE Server takes its CA from our authority, as a downstream entry lets
 // it; what it signs is good for whoever trusts our bundle.
 func TestNestedSPIREServer(t *testing.T) {
-	if os.Getenv("SPIRE_AGENT") == "" || os.Getenv("SPIRE_SERVER") == "" {
-		t.Skip("SPIRE_AGENT and SPIRE_SERVER do not name binaries")
+	if os.Getenv("SPIRE_AGENT") == "" || spireServerBinary() == "" {
+		t.Skip("SPIRE_AGENT and SPIFFE_NODE_TEST_SPIRE_SERVER do not name binaries")
 	}
 	const join = `NodeAttestor "join_token" { plugin_data {} }`
 	a := startAuthority(t, "")
@@ -57,7 +57,7 @@ func TestNestedSPIREServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nested := startSPIREServerWith(t, fmt.Sprintf(`UpstreamAuthority "spire" { plugin_data {
+	nested := startSPIREServer(t, "", fmt.Sprintf(`UpstreamAuthority "spire" { plugin_data {
 		server_address = %q
 		server_port = %q
 		workload_api_socket = %q

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -49,6 +50,7 @@ func startSPIREServer(t *testing.T, more ...string) *spireServer {
 	socket_path = %q
 	trust_domain = %q
 	data_dir = %q
+	log_level = "DEBUG"
 	%s
 }
 plugins {
@@ -66,13 +68,10 @@ plugins {
 	if err := os.WriteFile(s.path("bundle.pem"), []byte(s.cli("bundle", "show")), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if s.bundle, err = x509bundle.Load(serverID.TrustDomain(), s.path("bundle.pem")); err != nil {
+		t.Fatal(err)
+	}
 	return s
-}
-
-// startSPIREServerWith is startSPIREServer with more plugins.
-func startSPIREServerWith(t *testing.T, plugins string) *spireServer {
-	t.Helper()
-	return startSPIREServer(t, "", plugins)
 }
 
 func (s *spireServer) start() {

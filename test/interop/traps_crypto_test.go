@@ -1,6 +1,7 @@
 package interop_test
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -9,10 +10,12 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/bundlepb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/entrypb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/svidpb"
+	"github.com/spiffe-node/spiffe-node/internal/spirewire/trustdomainpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/typespb"
 )
 
@@ -182,4 +185,26 @@ func trapRounding(a *trapped) {
 		return
 	}
 	t.Skip("this machine is too slow to tell")
+}
+
+func trapEmptyMessage(a *trapped) {
+	t := a.t
+	r := must(t, a.federation.BatchCreateFederationRelationship, &trustdomainpb.BatchCreateFederationRelationshipRequest{FederationRelationships: []*typespb.FederationRelationship{{
+		TrustDomain: "t16.org", BundleEndpointUrl: "https://127.0.0.1:1/", BundleEndpointProfile: &typespb.FederationRelationship_HttpsWeb{HttpsWeb: &typespb.HTTPSWebProfile{}},
+	}}})
+	if s := r.GetResults()[0].GetStatus(); s.GetCode() != 0 {
+		t.Fatal(s)
+	}
+	got := must(t, a.federation.GetFederationRelationship, &trustdomainpb.GetFederationRelationshipRequest{TrustDomain: "t16.org"})
+	list := must(t, a.federation.ListFederationRelationships, &trustdomainpb.ListFederationRelationshipsRequest{})
+	for _, rel := range append(list.GetFederationRelationships(), got, r.GetResults()[0].GetFederationRelationship()) {
+		wire, err := proto.Marshal(rel)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Field 3, length-delimited, with nothing in it.
+		if !bytes.Contains(wire, []byte{3<<3 | 2, 0}) || rel.GetHttpsWeb() == nil {
+			t.Errorf("no https_web in %x", wire)
+		}
+	}
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/bundlepb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/entrypb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/svidpb"
+	"github.com/spiffe-node/spiffe-node/internal/spirewire/trustdomainpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/typespb"
 )
 
@@ -54,6 +55,7 @@ func TestTraps(t *testing.T) {
 		{"13 JWT keys have an ID", trapKeyID},
 		{"14 an unknown trust domain's bundle is not found", trapUnknownBundle},
 		{"15 chains have no root", trapChains},
+		{"16 https_web is there though it is empty", trapEmptyMessage},
 		{"17 DNS names have an order and selectors have none", trapOrder},
 		{"18 times are whole seconds and rounded", trapRounding},
 	} {
@@ -64,6 +66,7 @@ func TestTraps(t *testing.T) {
 				authority: &authority{agent: &here, address: a.address, bundle: a.bundle},
 				entries:   entrypb.NewEntryClient(conn), agents: agentpb.NewAgentClient(conn),
 				bundles: bundlepb.NewBundleClient(conn), svids: svidpb.NewSVIDClient(conn),
+				federation: trustdomainpb.NewTrustDomainClient(conn),
 			})
 		})
 	}
@@ -78,6 +81,8 @@ type trapped struct {
 	agents  agentpb.AgentClient
 	bundles bundlepb.BundleClient
 	svids   svidpb.SVIDClient
+
+	federation trustdomainpb.TrustDomainClient
 }
 
 func wireID(path string) *typespb.SPIFFEID {

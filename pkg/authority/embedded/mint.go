@@ -109,9 +109,13 @@ func (a *Authority) NewDownstreamX509CA(ctx context.Context, csrDER []byte, ttl 
 	if err := a.ready(ctx); err != nil {
 		return nil, nil, err
 	}
-	spki, _, err := issue.PublicKeyFromCSR(csrDER)
+	csr, err := issue.ParseCSR(csrDER)
 	if err != nil {
 		return nil, nil, invalid("malformed CSR", err)
+	}
+	spki, err := issue.VerifyCSR(csr)
+	if err != nil {
+		return nil, nil, invalid("invalid CSR signature", err)
 	}
 	if ttl <= 0 {
 		ttl = a.cfg.CATTL
