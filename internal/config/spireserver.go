@@ -41,13 +41,13 @@ type TrustBundle struct {
 	URL               string    `yaml:"url" doc:"https URL of the trust bundle instead of path; its server is verified with the system's roots."`
 	UnixSocket        string    `yaml:"unixSocket" doc:"Socket at which url is fetched, as SPIRE Agent does it; url may be http then. Whoever listens there is trusted."`
 	WorkloadAPISocket string    `yaml:"workloadAPISocket" doc:"Socket of a SPIFFE Workload API that knows the trust bundle, instead of path."`
-	ConfigMap         ConfigMap `yaml:"configMap"`
+	ConfigMap         BundleMap `yaml:"configMap"`
 	Format            string    `yaml:"format" doc:"pem, or spiffe (SPIFFE bundle, JSON); of path, url and configMap."`
 	Insecure          bool      `yaml:"insecure" doc:"Take the trust bundle from whoever answers first, instead of path. For trials only."`
 }
 
-// ConfigMap is a trust bundle in the cluster.
-type ConfigMap struct {
+// BundleMap is a ConfigMap with a trust bundle.
+type BundleMap struct {
 	Namespace string `yaml:"namespace" doc:"Namespace of configMap.name."`
 	Name      string `yaml:"name" doc:"ConfigMap with the trust bundle, read through the API server with the agent's service account, instead of path."`
 	Key       string `yaml:"key" doc:"Key of the trust bundle in it."`
@@ -88,7 +88,7 @@ func (s *SpireServer) Addresses() []string {
 
 func defaultSpireServer() SpireServer {
 	return SpireServer{
-		TrustBundle:     TrustBundle{Format: "pem", ConfigMap: ConfigMap{Key: "bundle.crt"}},
+		TrustBundle:     TrustBundle{Format: "pem", ConfigMap: BundleMap{Key: "bundle.crt"}},
 		Rebootstrap:     Rebootstrap{Mode: RebootstrapAuto, Delay: Duration(time.Minute)},
 		NodeAttestation: AgentAttestation{Type: AttestPSAT, TokenPath: "/var/run/secrets/tokens/spire-agent"}, //nolint:gosec // a path
 		SyncInterval:    Duration(5 * time.Second),

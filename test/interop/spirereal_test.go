@@ -71,9 +71,9 @@ func tokenAgent(token string) string {
 	return "spiffe://" + trustDomain + "/spire/agent/join_token/" + token
 }
 
-func minutes(t *testing.T, n time.Duration) context.Context {
+func minutes(t *testing.T, n int) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), n*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(n)*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -215,6 +216,47 @@ func TestServerComesBack(t *testing.T) {
 			f.up(t)
 			wantReadyWithin(t, c, 1300*time.Millisecond)
 			pass(time.Minute)
+		}
+	})
+}
+
+// Nodes that waited for a server do not all come in one moment.
+func TestServerComesBackToMany(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		f.entries, f.reattestable, f.agentTTL = wireEntries(1), true, 24*time.Hour
+		f.up(t)
+		const nodes = 20
+		var clients []*spireserver.Client
+		for i := range nodes {
+			cfg := f.config(t)
+			token := fmt.Sprint("node-", i)
+			f.edit(func() { f.tokens[token] = true })
+			cfg.Attestor = spireserver.JoinToken{Token: token}
+			clients = append(clients, run(t, cfg))
+		}
+		pass(10 * time.Second)
+		f.down()
+		pass(5 * time.Minute)
+		f.up(t)
+		start := time.Now()
+		var back []time.Duration
+		ready := map[*spireserver.Client]bool{}
+		for len(back) < nodes && time.Since(start) < time.Minute {
+			for _, c := range clients {
+				if !ready[c] && c.Ready() == nil {
+					ready[c] = true
+					back = append(back, time.Since(start))
+				}
+			}
+			pass(10 * time.Millisecond)
+		}
+		if len(back) < nodes || back[nodes-1] > 1300*time.Millisecond {
+			t.Fatalf("back after %v", back)
+		}
+		if spread := back[nodes-1] - back[0]; spread < 300*time.Millisecond {
+			t.Errorf("all %d came within %s", nodes, spread)
 		}
 	})
 }

@@ -39,6 +39,7 @@ type node struct {
 }
 
 func newNode(t *testing.T) *node {
+	t.Helper()
 	dir := t.TempDir()
 	return &node{t, dir, spireserver.X509POP{
 		CertificatePath: filepath.Join(dir, "node.crt"), PrivateKeyPath: filepath.Join(dir, "node.key"),
