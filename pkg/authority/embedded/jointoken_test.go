@@ -82,6 +82,9 @@ func TestJoinTokenBucketIsMadeLater(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := a.CreateJoinToken(t.Context(), "before", time.Minute, spiffeid.ID{}); err != nil {
+		t.Fatal(err)
+	}
 	if err := a.Close(); err != nil {
 		t.Fatal(err)
 	}
