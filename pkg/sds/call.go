@@ -25,6 +25,7 @@ type machine interface {
 	update(u *svid.Update) action
 	state(out *StreamStatus)
 	waiting() []string
+	trusts() *trust
 }
 
 // call is one open stream. It is quiet for nearly all of its life, and then

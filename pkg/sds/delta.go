@@ -39,6 +39,7 @@ func (d *delta) request(q *deltaRequest, u *svid.Update) (a action) {
 	a.verdict, a.rejects = d.judge(q.nonce, q.nack)
 	a.about = q.nonce
 	d.judged = d.judged || a.verdict == acked || a.verdict == nacked
+	d.trust.heard(q.nonce, a.verdict, q.nack != nil)
 	if first {
 		a.verdict = noVerdict
 		d.wildcard = len(q.subscribe.list) == 0
@@ -133,6 +134,9 @@ func (d *delta) fold(u *svid.Update, cause string, force map[string]bool, a *act
 		if it := d.item(r.name); it == nil || it.version != r.payload.version || force[r.name] {
 			send = append(send, *r)
 		} else {
+			if it.brought {
+				d.trust.brought(r)
+			}
 			it.entryID, it.serial, it.brought = r.entryID, r.serial, false
 		}
 	}
@@ -149,6 +153,7 @@ func (d *delta) fold(u *svid.Update, cause string, force map[string]bool, a *act
 	for i := range send {
 		d.set(&send[i])
 	}
+	d.trust.pushed(send, d.nonces)
 	d.items = slices.DeleteFunc(d.items, func(it item) bool { return slices.Contains(removed, it.name) })
 	a.cause, a.sent, a.removed = cause, send, removed
 	a.send = encodeDelta(d.nonce(), send, removed)

@@ -118,7 +118,7 @@ func (r *resolver) resolve(u *svid.Update, t target, plain bool, held string) (r
 		if len(p.pieces) == 0 {
 			return resource{}, pending
 		}
-		return resource{name: name, payload: p}, known
+		return resource{name: name, payload: p, roots: u.Roots}, known
 	}
 	return resource{}, unknown
 }
@@ -166,9 +166,17 @@ func (r *resolver) bundleFor(u *svid.Update, name string, t *spiffebundle.Bundle
 	case body.empty:
 		return resource{}, pending
 	case plain:
-		return resource{name: name, payload: body.plain}, known
+		return resource{name: name, payload: body.plain, roots: rootsOf(u, t)}, known
 	}
-	return resource{name: name, payload: body.single}, known
+	return resource{name: name, payload: body.single, roots: rootsOf(u, t)}, known
+}
+
+// rootsOf is the generation of the own bundle, 0 for others.
+func rootsOf(u *svid.Update, t *spiffebundle.Bundle) uint32 {
+	if t == u.Own {
+		return u.Roots
+	}
+	return 0
 }
 
 func (r *resolver) count(fresh bool) {

@@ -72,6 +72,7 @@ type core struct {
 	judged   bool     // the client has said what it thinks of the last response
 	warned   bool     // about narrow
 	targets  []target // asked for by name, no repetition
+	trust    trust
 	nonces   uint64   // responses so far
 	items    []item
 }
@@ -230,6 +231,7 @@ func (s *stream) request(q *request, u *svid.Update) (a action) {
 			a.rejects = nack{message: fmt.Sprintf("client kept version %q", clip(q.version, 64))}
 		}
 		s.judged = s.judged || a.verdict == acked || a.verdict == nacked
+		s.trust.heard(q.nonce, a.verdict, q.nack != nil)
 		if a.verdict == stale {
 			// The client sends its list again with the nonce of the response
 			// that is on its way.
@@ -296,6 +298,7 @@ func (s *stream) fold(u *svid.Update, cause string, a *action) {
 	for i := range found.known {
 		s.set(&found.known[i])
 	}
+	s.trust.pushed(found.known, s.nonces)
 	a.cause, a.version, a.sent = cause, s.version, found.known
 	a.send = encodeResponse(s.version, s.nonce(), found.known)
 }

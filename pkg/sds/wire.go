@@ -23,6 +23,7 @@ type resource struct {
 	payload *payload
 	entryID string // the registration entry of an identity
 	serial  string // of an identity's certificate, decimal
+	roots   uint32 // generation of the own bundle, if it is in the payload
 }
 
 func (r *resource) identity() bool { return r.payload.field == secretTLSCertificate }

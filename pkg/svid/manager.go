@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe-node/spiffe-node/pkg/attest"
@@ -25,10 +26,12 @@ type Manager struct {
 	keys  *keyMaker
 	jwts  *jwtCache
 	state *stateFile // nil = no restart state
+	trust atomic.Pointer[Trust]
 
-	wake chan struct{} // the timer loop has an earlier alarm
-	save chan struct{} // restart state is out of date
-	poke chan struct{} // pokes is not empty
+	wake   chan struct{} // the timer loop has an earlier alarm
+	save   chan struct{} // restart state is out of date
+	poke   chan struct{} // pokes is not empty
+	spread chan struct{} // Trust changed
 
 	pokeMu sync.Mutex
 	pokes  []*view // subjects whose selectors may have changed
@@ -86,6 +89,7 @@ func New(cfg Config) (*Manager, error) {
 		wake:    make(chan struct{}, 1),
 		save:    make(chan struct{}, 1),
 		poke:    make(chan struct{}, 1),
+		spread:  make(chan struct{}, 1),
 		set:     entry.NewSet(),
 		records: make(map[string]*record),
 		views:   make(map[attest.Subject]*view),
@@ -96,6 +100,7 @@ func New(cfg Config) (*Manager, error) {
 		failing: make(map[*record]struct{}),
 	}
 	m.jwts = newJWTCache(m)
+	m.trust.Store(new(Trust))
 	m.met.watch(m.firstExpiry)
 	if cfg.StateDir != "" {
 		if m.state, err = openState(cfg.StateDir, cfg.anyFilesystem); err != nil {

@@ -97,6 +97,7 @@ func (m *Manager) paintLocked(g *group) *picture {
 	}
 	if m.bundles != nil {
 		u.Own = m.bundles.Own
+		u.Roots, u.Keys = m.trust.Load().current()
 	}
 	if len(u.Identities) > 0 && !g.open {
 		g.open = true

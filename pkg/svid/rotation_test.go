@@ -365,7 +365,7 @@ func TestTaintWithoutGap(t *testing.T) {
 		if serial(sub.Update()) != first {
 			t.Fatal("the old SVID did not stay")
 		}
-		advance(2 * time.Second)
+		advance(4 * time.Second)
 		u := sub.Update()
 		if serial(u) == first || u.Identities[0].SVID.Certificates[0].CheckSignatureFrom(w.ca.ca.cert) != nil {
 			t.Error("not replaced by one of the new authority")

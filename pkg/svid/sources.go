@@ -113,24 +113,39 @@ func (m *Manager) soilAllLocked() {
 	}
 }
 
-// applyBundlesLocked takes new bundles into the books; what a tainted key has
-// signed is replaced at once and served until its successor is there.
+// Replacing what hangs on a bad authority begins at once and is spread over a
+// moment, so that the agents of a cluster do not meet at the authority. SVIDs
+// that somebody has come first.
+const (
+	spreadUsed = 2 * time.Second
+	spreadIdle = 30 * time.Second
+)
+
+// applyBundlesLocked takes new bundles into the books; what hangs on a tainted
+// or revoked authority is replaced and served until its successor is there.
 func (m *Manager) applyBundlesLocked(set *authority.BundleSet, now time.Time) {
 	old := m.bundles
 	m.bundles, m.bundled = set, true
+	m.takeTrustLocked()
 	m.soilAllLocked()
 	signal(m.save)
 	if len(set.TaintedJWT) > 0 && (old == nil || !maps.Equal(old.TaintedJWT, set.TaintedJWT)) {
 		m.jwts.taint(set.TaintedJWT)
 	}
-	if len(set.TaintedX509) == 0 || old != nil && maps.Equal(old.TaintedX509, set.TaintedX509) {
+	if old != nil && old.Own == set.Own && maps.Equal(old.TaintedX509, set.TaintedX509) {
 		return
 	}
 	for _, r := range m.records {
-		if r.svid != nil && m.taintedLocked(r.svid) {
-			r.resign, r.refused, r.retryAt = true, false, time.Time{}
-			m.considerLocked(r, now)
+		if r.svid == nil || r.resign && !r.refused || !m.outdatedLocked(r.svid) {
+			continue
 		}
+		r.resign, r.refused = true, false
+		called, _ := r.wanted()
+		r.retryAt = now.Add(jitter(spreadUsed))
+		if !called {
+			r.retryAt = now.Add(jitter(spreadIdle))
+		}
+		m.considerLocked(r, now)
 	}
 }
 

@@ -118,6 +118,7 @@ func (m *Manager) restore() {
 	}
 	m.do(func(now time.Time) {
 		m.set, m.bundles = entry.NewSet(entries...), bundles
+		m.takeTrustLocked()
 		if bundles != nil {
 			m.jwts.taint(bundles.TaintedJWT)
 		}

@@ -56,6 +56,9 @@ type Update struct {
 	Synced bool
 	// Own is the own trust bundle; nil until known.
 	Own *spiffebundle.Bundle
+	// Roots and Keys are the generations of the X.509 and JWT authorities in
+	// Own, see Manager.Trust; 0 without Own.
+	Roots, Keys uint32
 	// Federated are the bundles of the trust domains that the caller's
 	// identities federate with.
 	Federated map[spiffeid.TrustDomain]*spiffebundle.Bundle

@@ -24,6 +24,7 @@ type view[R any] struct {
 	serials  []string
 	standing standing
 	synced   bool
+	trust    uint32 // generation of the own bundle's authorities in it, 0 = none
 }
 
 // flow is one call that follows the picture.
@@ -43,6 +44,7 @@ type flow struct {
 	sentAt time.Time
 	count  uint64
 	serial []string
+	trust  uint32
 }
 
 // follow registers the caller. The flow must be closed.
@@ -134,7 +136,7 @@ func stream[R any](s *Server, ctx context.Context, method string, send func(*R) 
 					return sendError(ctx, err)
 				}
 				version = v.version
-				f.sent(v.serials)
+				f.sent(v.serials, v.trust)
 			}
 		case version == "":
 			if err := f.park(method); err != nil {
@@ -161,12 +163,12 @@ func sendError(ctx context.Context, err error) error {
 	return err
 }
 
-func (f *flow) sent(serials []string) {
+func (f *flow) sent(serials []string, trust uint32) {
 	m := f.server.metrics
 	m.sent.WithLabelValues(f.method).Inc()
 	f.mu.Lock()
 	first := !f.served
-	f.served, f.sentAt, f.serial = true, time.Now(), serials
+	f.served, f.sentAt, f.serial, f.trust = true, time.Now(), serials, trust
 	f.count++
 	f.mu.Unlock()
 	if first {

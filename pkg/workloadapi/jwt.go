@@ -126,7 +126,7 @@ func (s *Server) FetchJWTBundles(_ *workload.JWTBundlesRequest, ss grpc.ServerSt
 }
 
 func (s *Server) jwtBundles(u *svid.Update) view[workload.JWTBundlesResponse] {
-	v := view[workload.JWTBundlesResponse]{synced: synced(u), response: &workload.JWTBundlesResponse{Bundles: make(map[string][]byte)}}
+	v := view[workload.JWTBundlesResponse]{synced: synced(u), trust: u.Keys, response: &workload.JWTBundlesResponse{Bundles: make(map[string][]byte)}}
 	list, st := s.bundles(u)
 	d := digest{sha256.New()}
 	for _, b := range list {

@@ -87,7 +87,7 @@ func (d digest) add(parts ...[]byte) {
 func (d digest) version() string { return hex.EncodeToString(d.h.Sum(nil)[:16]) }
 
 func (s *Server) x509View(u *svid.Update) view[workload.X509SVIDResponse] {
-	v := view[workload.X509SVIDResponse]{synced: synced(u), response: new(workload.X509SVIDResponse)}
+	v := view[workload.X509SVIDResponse]{synced: synced(u), trust: u.Roots, response: new(workload.X509SVIDResponse)}
 	d := digest{sha256.New()}
 	own := x509DER(u.Own)
 	if len(own) == 0 { // a response without the own bundle is of no use
@@ -178,7 +178,7 @@ func (s *Server) bundles(u *svid.Update) (list []*spiffebundle.Bundle, st standi
 }
 
 func (s *Server) x509Bundles(u *svid.Update) view[workload.X509BundlesResponse] {
-	v := view[workload.X509BundlesResponse]{synced: synced(u), response: &workload.X509BundlesResponse{Bundles: make(map[string][]byte)}}
+	v := view[workload.X509BundlesResponse]{synced: synced(u), trust: u.Roots, response: &workload.X509BundlesResponse{Bundles: make(map[string][]byte)}}
 	list, st := s.bundles(u)
 	d := digest{sha256.New()}
 	for _, b := range list {
