@@ -186,6 +186,251 @@ func (x *WatchEvent) GetRemovedBundles() []string {
 	return nil
 }
 
+// TrustReport replaces the caller's last one. IDs beyond 64, names beyond 8 and
+// strings beyond 256 bytes are cut.
+type TrustReport struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	X509  *TrustProgress         `protobuf:"bytes,1,opt,name=x509,proto3" json:"x509,omitempty"`
+	Jwt   *TrustProgress         `protobuf:"bytes,2,opt,name=jwt,proto3" json:"jwt,omitempty"`
+	// X.509-SVIDs in use that hang on a tainted authority, or on one that is no
+	// longer in the bundle.
+	OutdatedSvids int64 `protobuf:"varint,3,opt,name=outdated_svids,json=outdatedSvids,proto3" json:"outdated_svids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustReport) Reset() {
+	*x = TrustReport{}
+	mi := &file_internal_watchpb_watch_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustReport) ProtoMessage() {}
+
+func (x *TrustReport) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_watchpb_watch_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustReport.ProtoReflect.Descriptor instead.
+func (*TrustReport) Descriptor() ([]byte, []int) {
+	return file_internal_watchpb_watch_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *TrustReport) GetX509() *TrustProgress {
+	if x != nil {
+		return x.X509
+	}
+	return nil
+}
+
+func (x *TrustReport) GetJwt() *TrustProgress {
+	if x != nil {
+		return x.Jwt
+	}
+	return nil
+}
+
+func (x *TrustReport) GetOutdatedSvids() int64 {
+	if x != nil {
+		return x.OutdatedSvids
+	}
+	return 0
+}
+
+type TrustProgress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Authorities in the bundle that the agent holds: subject key IDs in lowercase
+	// hex, or JWT key IDs.
+	Held []string `protobuf:"bytes,1,rep,name=held,proto3" json:"held,omitempty"`
+	// Of them, those that every open consumer has acknowledged.
+	Acknowledged []string `protobuf:"bytes,2,rep,name=acknowledged,proto3" json:"acknowledged,omitempty"`
+	// Open streams that carry the bundle, and how many of them have not
+	// acknowledged what the agent holds.
+	Consumers int64 `protobuf:"varint,3,opt,name=consumers,proto3" json:"consumers,omitempty"`
+	Lagging   int64 `protobuf:"varint,4,opt,name=lagging,proto3" json:"lagging,omitempty"`
+	// Some of the lagging ones.
+	Laggards      []*TrustProgress_Laggard `protobuf:"bytes,5,rep,name=laggards,proto3" json:"laggards,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustProgress) Reset() {
+	*x = TrustProgress{}
+	mi := &file_internal_watchpb_watch_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustProgress) ProtoMessage() {}
+
+func (x *TrustProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_watchpb_watch_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustProgress.ProtoReflect.Descriptor instead.
+func (*TrustProgress) Descriptor() ([]byte, []int) {
+	return file_internal_watchpb_watch_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *TrustProgress) GetHeld() []string {
+	if x != nil {
+		return x.Held
+	}
+	return nil
+}
+
+func (x *TrustProgress) GetAcknowledged() []string {
+	if x != nil {
+		return x.Acknowledged
+	}
+	return nil
+}
+
+func (x *TrustProgress) GetConsumers() int64 {
+	if x != nil {
+		return x.Consumers
+	}
+	return 0
+}
+
+func (x *TrustProgress) GetLagging() int64 {
+	if x != nil {
+		return x.Lagging
+	}
+	return 0
+}
+
+func (x *TrustProgress) GetLaggards() []*TrustProgress_Laggard {
+	if x != nil {
+		return x.Laggards
+	}
+	return nil
+}
+
+type TrustReportResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustReportResponse) Reset() {
+	*x = TrustReportResponse{}
+	mi := &file_internal_watchpb_watch_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustReportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustReportResponse) ProtoMessage() {}
+
+func (x *TrustReportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_watchpb_watch_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustReportResponse.ProtoReflect.Descriptor instead.
+func (*TrustReportResponse) Descriptor() ([]byte, []int) {
+	return file_internal_watchpb_watch_proto_rawDescGZIP(), []int{4}
+}
+
+type TrustProgress_Laggard struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Pod as namespace/name, or a process.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// sotw, delta or a method of the Workload API.
+	Api string `protobuf:"bytes,2,opt,name=api,proto3" json:"api,omitempty"`
+	// What the client said when it turned the bundle down.
+	Rejected      string `protobuf:"bytes,3,opt,name=rejected,proto3" json:"rejected,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustProgress_Laggard) Reset() {
+	*x = TrustProgress_Laggard{}
+	mi := &file_internal_watchpb_watch_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustProgress_Laggard) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustProgress_Laggard) ProtoMessage() {}
+
+func (x *TrustProgress_Laggard) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_watchpb_watch_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustProgress_Laggard.ProtoReflect.Descriptor instead.
+func (*TrustProgress_Laggard) Descriptor() ([]byte, []int) {
+	return file_internal_watchpb_watch_proto_rawDescGZIP(), []int{3, 0}
+}
+
+func (x *TrustProgress_Laggard) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TrustProgress_Laggard) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *TrustProgress_Laggard) GetRejected() string {
+	if x != nil {
+		return x.Rejected
+	}
+	return ""
+}
+
 var File_internal_watchpb_watch_proto protoreflect.FileDescriptor
 
 const file_internal_watchpb_watch_proto_rawDesc = "" +
@@ -202,9 +447,25 @@ const file_internal_watchpb_watch_proto_rawDesc = "" +
 	"\x0fremoved_entries\x18\x05 \x03(\tR\x0eremovedEntries\x12/\n" +
 	"\x06bundle\x18\x06 \x01(\v2\x17.spire.api.types.BundleR\x06bundle\x12D\n" +
 	"\x11federated_bundles\x18\a \x03(\v2\x17.spire.api.types.BundleR\x10federatedBundles\x12'\n" +
-	"\x0fremoved_bundles\x18\b \x03(\tR\x0eremovedBundles2X\n" +
+	"\x0fremoved_bundles\x18\b \x03(\tR\x0eremovedBundles\"\xa4\x01\n" +
+	"\vTrustReport\x127\n" +
+	"\x04x509\x18\x01 \x01(\v2#.spiffe.node.watch.v1.TrustProgressR\x04x509\x125\n" +
+	"\x03jwt\x18\x02 \x01(\v2#.spiffe.node.watch.v1.TrustProgressR\x03jwt\x12%\n" +
+	"\x0eoutdated_svids\x18\x03 \x01(\x03R\routdatedSvids\"\x95\x02\n" +
+	"\rTrustProgress\x12\x12\n" +
+	"\x04held\x18\x01 \x03(\tR\x04held\x12\"\n" +
+	"\facknowledged\x18\x02 \x03(\tR\facknowledged\x12\x1c\n" +
+	"\tconsumers\x18\x03 \x01(\x03R\tconsumers\x12\x18\n" +
+	"\alagging\x18\x04 \x01(\x03R\alagging\x12G\n" +
+	"\blaggards\x18\x05 \x03(\v2+.spiffe.node.watch.v1.TrustProgress.LaggardR\blaggards\x1aK\n" +
+	"\aLaggard\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03api\x18\x02 \x01(\tR\x03api\x12\x1a\n" +
+	"\brejected\x18\x03 \x01(\tR\brejected\"\x15\n" +
+	"\x13TrustReportResponse2\xb5\x01\n" +
 	"\x05Watch\x12O\n" +
-	"\x05Watch\x12\".spiffe.node.watch.v1.WatchRequest\x1a .spiffe.node.watch.v1.WatchEvent0\x01B5Z3github.com/spiffe-node/spiffe-node/internal/watchpbb\x06proto3"
+	"\x05Watch\x12\".spiffe.node.watch.v1.WatchRequest\x1a .spiffe.node.watch.v1.WatchEvent0\x01\x12[\n" +
+	"\vReportTrust\x12!.spiffe.node.watch.v1.TrustReport\x1a).spiffe.node.watch.v1.TrustReportResponseB5Z3github.com/spiffe-node/spiffe-node/internal/watchpbb\x06proto3"
 
 var (
 	file_internal_watchpb_watch_proto_rawDescOnce sync.Once
@@ -218,24 +479,33 @@ func file_internal_watchpb_watch_proto_rawDescGZIP() []byte {
 	return file_internal_watchpb_watch_proto_rawDescData
 }
 
-var file_internal_watchpb_watch_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_internal_watchpb_watch_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_internal_watchpb_watch_proto_goTypes = []any{
-	(*WatchRequest)(nil),   // 0: spiffe.node.watch.v1.WatchRequest
-	(*WatchEvent)(nil),     // 1: spiffe.node.watch.v1.WatchEvent
-	(*typespb.Entry)(nil),  // 2: spire.api.types.Entry
-	(*typespb.Bundle)(nil), // 3: spire.api.types.Bundle
+	(*WatchRequest)(nil),          // 0: spiffe.node.watch.v1.WatchRequest
+	(*WatchEvent)(nil),            // 1: spiffe.node.watch.v1.WatchEvent
+	(*TrustReport)(nil),           // 2: spiffe.node.watch.v1.TrustReport
+	(*TrustProgress)(nil),         // 3: spiffe.node.watch.v1.TrustProgress
+	(*TrustReportResponse)(nil),   // 4: spiffe.node.watch.v1.TrustReportResponse
+	(*TrustProgress_Laggard)(nil), // 5: spiffe.node.watch.v1.TrustProgress.Laggard
+	(*typespb.Entry)(nil),         // 6: spire.api.types.Entry
+	(*typespb.Bundle)(nil),        // 7: spire.api.types.Bundle
 }
 var file_internal_watchpb_watch_proto_depIdxs = []int32{
-	2, // 0: spiffe.node.watch.v1.WatchEvent.entries:type_name -> spire.api.types.Entry
-	3, // 1: spiffe.node.watch.v1.WatchEvent.bundle:type_name -> spire.api.types.Bundle
-	3, // 2: spiffe.node.watch.v1.WatchEvent.federated_bundles:type_name -> spire.api.types.Bundle
-	0, // 3: spiffe.node.watch.v1.Watch.Watch:input_type -> spiffe.node.watch.v1.WatchRequest
-	1, // 4: spiffe.node.watch.v1.Watch.Watch:output_type -> spiffe.node.watch.v1.WatchEvent
-	4, // [4:5] is the sub-list for method output_type
-	3, // [3:4] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	6, // 0: spiffe.node.watch.v1.WatchEvent.entries:type_name -> spire.api.types.Entry
+	7, // 1: spiffe.node.watch.v1.WatchEvent.bundle:type_name -> spire.api.types.Bundle
+	7, // 2: spiffe.node.watch.v1.WatchEvent.federated_bundles:type_name -> spire.api.types.Bundle
+	3, // 3: spiffe.node.watch.v1.TrustReport.x509:type_name -> spiffe.node.watch.v1.TrustProgress
+	3, // 4: spiffe.node.watch.v1.TrustReport.jwt:type_name -> spiffe.node.watch.v1.TrustProgress
+	5, // 5: spiffe.node.watch.v1.TrustProgress.laggards:type_name -> spiffe.node.watch.v1.TrustProgress.Laggard
+	0, // 6: spiffe.node.watch.v1.Watch.Watch:input_type -> spiffe.node.watch.v1.WatchRequest
+	2, // 7: spiffe.node.watch.v1.Watch.ReportTrust:input_type -> spiffe.node.watch.v1.TrustReport
+	1, // 8: spiffe.node.watch.v1.Watch.Watch:output_type -> spiffe.node.watch.v1.WatchEvent
+	4, // 9: spiffe.node.watch.v1.Watch.ReportTrust:output_type -> spiffe.node.watch.v1.TrustReportResponse
+	8, // [8:10] is the sub-list for method output_type
+	6, // [6:8] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_internal_watchpb_watch_proto_init() }
@@ -249,7 +519,7 @@ func file_internal_watchpb_watch_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_watchpb_watch_proto_rawDesc), len(file_internal_watchpb_watch_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,7 +24,8 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Watch_Watch_FullMethodName = "/spiffe.node.watch.v1.Watch/Watch"
+	Watch_Watch_FullMethodName       = "/spiffe.node.watch.v1.Watch/Watch"
+	Watch_ReportTrust_FullMethodName = "/spiffe.node.watch.v1.Watch/ReportTrust"
 )
 
 // WatchClient is the client API for Watch service.
@@ -40,6 +41,10 @@ type WatchClient interface {
 	//	UNAVAILABLE when the SVID of the connection has been replaced by a newer
 	//	  one, or the server stops: call again, with the newest SVID.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEvent], error)
+	// ReportTrust is for attested agents only: how far the own trust bundle has
+	// got on the caller's node. Agents send it after every start of a watch and
+	// when it changes. Nothing but the time of a rotation depends on it.
+	ReportTrust(ctx context.Context, in *TrustReport, opts ...grpc.CallOption) (*TrustReportResponse, error)
 }
 
 type watchClient struct {
@@ -69,6 +74,16 @@ func (c *watchClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Watch_WatchClient = grpc.ServerStreamingClient[WatchEvent]
 
+func (c *watchClient) ReportTrust(ctx context.Context, in *TrustReport, opts ...grpc.CallOption) (*TrustReportResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TrustReportResponse)
+	err := c.cc.Invoke(ctx, Watch_ReportTrust_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // WatchServer is the server API for Watch service.
 // All implementations must embed UnimplementedWatchServer
 // for forward compatibility.
@@ -82,6 +97,10 @@ type WatchServer interface {
 	//	UNAVAILABLE when the SVID of the connection has been replaced by a newer
 	//	  one, or the server stops: call again, with the newest SVID.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchEvent]) error
+	// ReportTrust is for attested agents only: how far the own trust bundle has
+	// got on the caller's node. Agents send it after every start of a watch and
+	// when it changes. Nothing but the time of a rotation depends on it.
+	ReportTrust(context.Context, *TrustReport) (*TrustReportResponse, error)
 	mustEmbedUnimplementedWatchServer()
 }
 
@@ -94,6 +113,9 @@ type UnimplementedWatchServer struct{}
 
 func (UnimplementedWatchServer) Watch(*WatchRequest, grpc.ServerStreamingServer[WatchEvent]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
+}
+func (UnimplementedWatchServer) ReportTrust(context.Context, *TrustReport) (*TrustReportResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReportTrust not implemented")
 }
 func (UnimplementedWatchServer) mustEmbedUnimplementedWatchServer() {}
 func (UnimplementedWatchServer) testEmbeddedByValue()               {}
@@ -127,13 +149,36 @@ func _Watch_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Watch_WatchServer = grpc.ServerStreamingServer[WatchEvent]
 
+func _Watch_ReportTrust_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TrustReport)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WatchServer).ReportTrust(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Watch_ReportTrust_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WatchServer).ReportTrust(ctx, req.(*TrustReport))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Watch_ServiceDesc is the grpc.ServiceDesc for Watch service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
 var Watch_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "spiffe.node.watch.v1.Watch",
 	HandlerType: (*WatchServer)(nil),
-	Methods:     []grpc.MethodDesc{},
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "ReportTrust",
+			Handler:    _Watch_ReportTrust_Handler,
+		},
+	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Watch",

@@ -73,7 +73,7 @@ type core struct {
 	warned   bool     // about narrow
 	targets  []target // asked for by name, no repetition
 	trust    trust
-	nonces   uint64   // responses so far
+	nonces   uint64 // responses so far
 	items    []item
 }
 

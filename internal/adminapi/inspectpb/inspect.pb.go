@@ -81,7 +81,9 @@ type StatusResponse struct {
 	Limits  []*StatusResponse_Limit `protobuf:"bytes,12,rep,name=limits,proto3" json:"limits,omitempty"`
 	Sockets []string                `protobuf:"bytes,13,rep,name=sockets,proto3" json:"sockets,omitempty"`
 	// what an operator should know: fallbacks in use, clock, missing witnesses
-	Warnings      []string `protobuf:"bytes,14,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Warnings []string `protobuf:"bytes,14,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// how far the own trust bundle has got on this node
+	Trust         *StatusResponse_Trust `protobuf:"bytes,15,opt,name=trust,proto3" json:"trust,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -214,6 +216,407 @@ func (x *StatusResponse) GetWarnings() []string {
 	return nil
 }
 
+func (x *StatusResponse) GetTrust() *StatusResponse_Trust {
+	if x != nil {
+		return x.Trust
+	}
+	return nil
+}
+
+// Spread is how far the authorities of one kind have got among the consumers of
+// a node.
+type Spread struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Held  []string               `protobuf:"bytes,1,rep,name=held,proto3" json:"held,omitempty"`
+	// by all consumers
+	Acknowledged  []string   `protobuf:"bytes,2,rep,name=acknowledged,proto3" json:"acknowledged,omitempty"`
+	Consumers     int64      `protobuf:"varint,3,opt,name=consumers,proto3" json:"consumers,omitempty"`
+	Lagging       int64      `protobuf:"varint,4,opt,name=lagging,proto3" json:"lagging,omitempty"`
+	Laggards      []*Laggard `protobuf:"bytes,5,rep,name=laggards,proto3" json:"laggards,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Spread) Reset() {
+	*x = Spread{}
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Spread) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Spread) ProtoMessage() {}
+
+func (x *Spread) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Spread.ProtoReflect.Descriptor instead.
+func (*Spread) Descriptor() ([]byte, []int) {
+	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Spread) GetHeld() []string {
+	if x != nil {
+		return x.Held
+	}
+	return nil
+}
+
+func (x *Spread) GetAcknowledged() []string {
+	if x != nil {
+		return x.Acknowledged
+	}
+	return nil
+}
+
+func (x *Spread) GetConsumers() int64 {
+	if x != nil {
+		return x.Consumers
+	}
+	return 0
+}
+
+func (x *Spread) GetLagging() int64 {
+	if x != nil {
+		return x.Lagging
+	}
+	return 0
+}
+
+func (x *Spread) GetLaggards() []*Laggard {
+	if x != nil {
+		return x.Laggards
+	}
+	return nil
+}
+
+type Laggard struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// pod as namespace/name, or a process
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Api  string `protobuf:"bytes,2,opt,name=api,proto3" json:"api,omitempty"`
+	// what the client said when it turned the bundle down
+	Rejected      string `protobuf:"bytes,3,opt,name=rejected,proto3" json:"rejected,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Laggard) Reset() {
+	*x = Laggard{}
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Laggard) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Laggard) ProtoMessage() {}
+
+func (x *Laggard) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Laggard.ProtoReflect.Descriptor instead.
+func (*Laggard) Descriptor() ([]byte, []int) {
+	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Laggard) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Laggard) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *Laggard) GetRejected() string {
+	if x != nil {
+		return x.Rejected
+	}
+	return ""
+}
+
+type ShowRotationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShowRotationRequest) Reset() {
+	*x = ShowRotationRequest{}
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShowRotationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShowRotationRequest) ProtoMessage() {}
+
+func (x *ShowRotationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShowRotationRequest.ProtoReflect.Descriptor instead.
+func (*ShowRotationRequest) Descriptor() ([]byte, []int) {
+	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{4}
+}
+
+type ShowRotationResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// x509 first
+	Rotations     []*KeyRotation `protobuf:"bytes,1,rep,name=rotations,proto3" json:"rotations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShowRotationResponse) Reset() {
+	*x = ShowRotationResponse{}
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShowRotationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShowRotationResponse) ProtoMessage() {}
+
+func (x *ShowRotationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShowRotationResponse.ProtoReflect.Descriptor instead.
+func (*ShowRotationResponse) Descriptor() ([]byte, []int) {
+	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ShowRotationResponse) GetRotations() []*KeyRotation {
+	if x != nil {
+		return x.Rotations
+	}
+	return nil
+}
+
+type KeyRotation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// x509 or jwt
+	Kind     string           `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Active   *KeyRotation_Key `protobuf:"bytes,2,opt,name=active,proto3" json:"active,omitempty"`
+	Prepared *KeyRotation_Key `protobuf:"bytes,3,opt,name=prepared,proto3" json:"prepared,omitempty"`
+	Old      *KeyRotation_Key `protobuf:"bytes,4,opt,name=old,proto3" json:"old,omitempty"`
+	// prepare or activate
+	NextStep string                 `protobuf:"bytes,5,opt,name=next_step,json=nextStep,proto3" json:"next_step,omitempty"`
+	NextAt   *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=next_at,json=nextAt,proto3" json:"next_at,omitempty"`
+	// when the prepared key is activated, whoever lags
+	Deadline *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// the activation is due and waits for acknowledgements
+	Delayed bool `protobuf:"varint,8,opt,name=delayed,proto3" json:"delayed,omitempty"`
+	// Who has acknowledged the prepared key; the active one without it.
+	Agents             int64 `protobuf:"varint,9,opt,name=agents,proto3" json:"agents,omitempty"`
+	AgentsAcknowledged int64 `protobuf:"varint,10,opt,name=agents_acknowledged,json=agentsAcknowledged,proto3" json:"agents_acknowledged,omitempty"`
+	// agents that cannot say, such as SPIRE Agents; nobody waits for them
+	AgentsSilent     int64 `protobuf:"varint,11,opt,name=agents_silent,json=agentsSilent,proto3" json:"agents_silent,omitempty"`
+	AgentsLagging    int64 `protobuf:"varint,12,opt,name=agents_lagging,json=agentsLagging,proto3" json:"agents_lagging,omitempty"`
+	Consumers        int64 `protobuf:"varint,13,opt,name=consumers,proto3" json:"consumers,omitempty"`
+	ConsumersLagging int64 `protobuf:"varint,14,opt,name=consumers_lagging,json=consumersLagging,proto3" json:"consumers_lagging,omitempty"`
+	// some of the lagging agents
+	Laggards []*KeyRotation_LaggingAgent `protobuf:"bytes,15,rep,name=laggards,proto3" json:"laggards,omitempty"`
+	// X.509-SVIDs in use that hang on a tainted or revoked authority
+	OutdatedSvids int64 `protobuf:"varint,16,opt,name=outdated_svids,json=outdatedSvids,proto3" json:"outdated_svids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyRotation) Reset() {
+	*x = KeyRotation{}
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyRotation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyRotation) ProtoMessage() {}
+
+func (x *KeyRotation) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyRotation.ProtoReflect.Descriptor instead.
+func (*KeyRotation) Descriptor() ([]byte, []int) {
+	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *KeyRotation) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *KeyRotation) GetActive() *KeyRotation_Key {
+	if x != nil {
+		return x.Active
+	}
+	return nil
+}
+
+func (x *KeyRotation) GetPrepared() *KeyRotation_Key {
+	if x != nil {
+		return x.Prepared
+	}
+	return nil
+}
+
+func (x *KeyRotation) GetOld() *KeyRotation_Key {
+	if x != nil {
+		return x.Old
+	}
+	return nil
+}
+
+func (x *KeyRotation) GetNextStep() string {
+	if x != nil {
+		return x.NextStep
+	}
+	return ""
+}
+
+func (x *KeyRotation) GetNextAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextAt
+	}
+	return nil
+}
+
+func (x *KeyRotation) GetDeadline() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *KeyRotation) GetDelayed() bool {
+	if x != nil {
+		return x.Delayed
+	}
+	return false
+}
+
+func (x *KeyRotation) GetAgents() int64 {
+	if x != nil {
+		return x.Agents
+	}
+	return 0
+}
+
+func (x *KeyRotation) GetAgentsAcknowledged() int64 {
+	if x != nil {
+		return x.AgentsAcknowledged
+	}
+	return 0
+}
+
+func (x *KeyRotation) GetAgentsSilent() int64 {
+	if x != nil {
+		return x.AgentsSilent
+	}
+	return 0
+}
+
+func (x *KeyRotation) GetAgentsLagging() int64 {
+	if x != nil {
+		return x.AgentsLagging
+	}
+	return 0
+}
+
+func (x *KeyRotation) GetConsumers() int64 {
+	if x != nil {
+		return x.Consumers
+	}
+	return 0
+}
+
+func (x *KeyRotation) GetConsumersLagging() int64 {
+	if x != nil {
+		return x.ConsumersLagging
+	}
+	return 0
+}
+
+func (x *KeyRotation) GetLaggards() []*KeyRotation_LaggingAgent {
+	if x != nil {
+		return x.Laggards
+	}
+	return nil
+}
+
+func (x *KeyRotation) GetOutdatedSvids() int64 {
+	if x != nil {
+		return x.OutdatedSvids
+	}
+	return 0
+}
+
 type ListConnectionsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -222,7 +625,7 @@ type ListConnectionsRequest struct {
 
 func (x *ListConnectionsRequest) Reset() {
 	*x = ListConnectionsRequest{}
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[2]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -234,7 +637,7 @@ func (x *ListConnectionsRequest) String() string {
 func (*ListConnectionsRequest) ProtoMessage() {}
 
 func (x *ListConnectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[2]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -247,7 +650,7 @@ func (x *ListConnectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConnectionsRequest.ProtoReflect.Descriptor instead.
 func (*ListConnectionsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{2}
+	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{7}
 }
 
 type ListConnectionsResponse struct {
@@ -259,7 +662,7 @@ type ListConnectionsResponse struct {
 
 func (x *ListConnectionsResponse) Reset() {
 	*x = ListConnectionsResponse{}
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[3]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -271,7 +674,7 @@ func (x *ListConnectionsResponse) String() string {
 func (*ListConnectionsResponse) ProtoMessage() {}
 
 func (x *ListConnectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[3]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -284,7 +687,7 @@ func (x *ListConnectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConnectionsResponse.ProtoReflect.Descriptor instead.
 func (*ListConnectionsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{3}
+	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListConnectionsResponse) GetConnections() []*Connection {
@@ -314,7 +717,7 @@ type Caller struct {
 
 func (x *Caller) Reset() {
 	*x = Caller{}
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[4]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -326,7 +729,7 @@ func (x *Caller) String() string {
 func (*Caller) ProtoMessage() {}
 
 func (x *Caller) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[4]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -339,7 +742,7 @@ func (x *Caller) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Caller.ProtoReflect.Descriptor instead.
 func (*Caller) Descriptor() ([]byte, []int) {
-	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{4}
+	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Caller) GetPid() int32 {
@@ -431,7 +834,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[5]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -443,7 +846,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[5]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -456,7 +859,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{5}
+	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Connection) GetId() uint64 {
@@ -511,7 +914,7 @@ type Stream struct {
 
 func (x *Stream) Reset() {
 	*x = Stream{}
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[6]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -523,7 +926,7 @@ func (x *Stream) String() string {
 func (*Stream) ProtoMessage() {}
 
 func (x *Stream) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[6]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -536,7 +939,7 @@ func (x *Stream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stream.ProtoReflect.Descriptor instead.
 func (*Stream) Descriptor() ([]byte, []int) {
-	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{6}
+	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Stream) GetApi() string {
@@ -636,7 +1039,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[7]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -648,7 +1051,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[7]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -661,7 +1064,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{7}
+	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ExplainRequest) GetTarget() isExplainRequest_Target {
@@ -715,7 +1118,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[8]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -727,7 +1130,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[8]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -740,7 +1143,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{8}
+	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ExplainResponse) GetExplanations() []*Explanation {
@@ -766,7 +1169,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[9]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -778,7 +1181,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[9]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -791,7 +1194,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{9}
+	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Explanation) GetCaller() *Caller {
@@ -860,7 +1263,7 @@ type StatusResponse_Authority struct {
 
 func (x *StatusResponse_Authority) Reset() {
 	*x = StatusResponse_Authority{}
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[10]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -872,7 +1275,7 @@ func (x *StatusResponse_Authority) String() string {
 func (*StatusResponse_Authority) ProtoMessage() {}
 
 func (x *StatusResponse_Authority) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[10]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -948,7 +1351,7 @@ type StatusResponse_Limit struct {
 
 func (x *StatusResponse_Limit) Reset() {
 	*x = StatusResponse_Limit{}
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[11]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -960,7 +1363,7 @@ func (x *StatusResponse_Limit) String() string {
 func (*StatusResponse_Limit) ProtoMessage() {}
 
 func (x *StatusResponse_Limit) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[11]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -997,6 +1400,213 @@ func (x *StatusResponse_Limit) GetMax() int64 {
 	return 0
 }
 
+type StatusResponse_Trust struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	X509  *Spread                `protobuf:"bytes,1,opt,name=x509,proto3" json:"x509,omitempty"`
+	Jwt   *Spread                `protobuf:"bytes,2,opt,name=jwt,proto3" json:"jwt,omitempty"`
+	// X.509-SVIDs in use that hang on a tainted or revoked authority
+	OutdatedSvids int64 `protobuf:"varint,3,opt,name=outdated_svids,json=outdatedSvids,proto3" json:"outdated_svids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatusResponse_Trust) Reset() {
+	*x = StatusResponse_Trust{}
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusResponse_Trust) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusResponse_Trust) ProtoMessage() {}
+
+func (x *StatusResponse_Trust) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusResponse_Trust.ProtoReflect.Descriptor instead.
+func (*StatusResponse_Trust) Descriptor() ([]byte, []int) {
+	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{1, 2}
+}
+
+func (x *StatusResponse_Trust) GetX509() *Spread {
+	if x != nil {
+		return x.X509
+	}
+	return nil
+}
+
+func (x *StatusResponse_Trust) GetJwt() *Spread {
+	if x != nil {
+		return x.Jwt
+	}
+	return nil
+}
+
+func (x *StatusResponse_Trust) GetOutdatedSvids() int64 {
+	if x != nil {
+		return x.OutdatedSvids
+	}
+	return 0
+}
+
+type KeyRotation_Key struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Id        string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// of an old one
+	Tainted bool `protobuf:"varint,3,opt,name=tainted,proto3" json:"tainted,omitempty"`
+	Revoked bool `protobuf:"varint,4,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	// the upstream root below which it stands
+	UpstreamId    string `protobuf:"bytes,5,opt,name=upstream_id,json=upstreamId,proto3" json:"upstream_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyRotation_Key) Reset() {
+	*x = KeyRotation_Key{}
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyRotation_Key) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyRotation_Key) ProtoMessage() {}
+
+func (x *KeyRotation_Key) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyRotation_Key.ProtoReflect.Descriptor instead.
+func (*KeyRotation_Key) Descriptor() ([]byte, []int) {
+	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{6, 0}
+}
+
+func (x *KeyRotation_Key) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *KeyRotation_Key) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *KeyRotation_Key) GetTainted() bool {
+	if x != nil {
+		return x.Tainted
+	}
+	return false
+}
+
+func (x *KeyRotation_Key) GetRevoked() bool {
+	if x != nil {
+		return x.Revoked
+	}
+	return false
+}
+
+func (x *KeyRotation_Key) GetUpstreamId() string {
+	if x != nil {
+		return x.UpstreamId
+	}
+	return ""
+}
+
+type KeyRotation_LaggingAgent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AgentId       string                 `protobuf:"bytes,1,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	Why           string                 `protobuf:"bytes,2,opt,name=why,proto3" json:"why,omitempty"`
+	Consumers     int64                  `protobuf:"varint,3,opt,name=consumers,proto3" json:"consumers,omitempty"`
+	Laggards      []*Laggard             `protobuf:"bytes,4,rep,name=laggards,proto3" json:"laggards,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyRotation_LaggingAgent) Reset() {
+	*x = KeyRotation_LaggingAgent{}
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyRotation_LaggingAgent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyRotation_LaggingAgent) ProtoMessage() {}
+
+func (x *KeyRotation_LaggingAgent) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyRotation_LaggingAgent.ProtoReflect.Descriptor instead.
+func (*KeyRotation_LaggingAgent) Descriptor() ([]byte, []int) {
+	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{6, 1}
+}
+
+func (x *KeyRotation_LaggingAgent) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *KeyRotation_LaggingAgent) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *KeyRotation_LaggingAgent) GetConsumers() int64 {
+	if x != nil {
+		return x.Consumers
+	}
+	return 0
+}
+
+func (x *KeyRotation_LaggingAgent) GetLaggards() []*Laggard {
+	if x != nil {
+		return x.Laggards
+	}
+	return nil
+}
+
 type Stream_Served struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1009,7 +1619,7 @@ type Stream_Served struct {
 
 func (x *Stream_Served) Reset() {
 	*x = Stream_Served{}
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[12]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1021,7 +1631,7 @@ func (x *Stream_Served) String() string {
 func (*Stream_Served) ProtoMessage() {}
 
 func (x *Stream_Served) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[12]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1034,7 +1644,7 @@ func (x *Stream_Served) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stream_Served.ProtoReflect.Descriptor instead.
 func (*Stream_Served) Descriptor() ([]byte, []int) {
-	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{6, 0}
+	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{11, 0}
 }
 
 func (x *Stream_Served) GetName() string {
@@ -1075,7 +1685,7 @@ type ExplainRequest_PodRef struct {
 
 func (x *ExplainRequest_PodRef) Reset() {
 	*x = ExplainRequest_PodRef{}
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[13]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1087,7 +1697,7 @@ func (x *ExplainRequest_PodRef) String() string {
 func (*ExplainRequest_PodRef) ProtoMessage() {}
 
 func (x *ExplainRequest_PodRef) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[13]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1100,7 +1710,7 @@ func (x *ExplainRequest_PodRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest_PodRef.ProtoReflect.Descriptor instead.
 func (*ExplainRequest_PodRef) Descriptor() ([]byte, []int) {
-	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{7, 0}
+	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{12, 0}
 }
 
 func (x *ExplainRequest_PodRef) GetNamespace() string {
@@ -1128,7 +1738,7 @@ type Explanation_Phase struct {
 
 func (x *Explanation_Phase) Reset() {
 	*x = Explanation_Phase{}
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[14]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1140,7 +1750,7 @@ func (x *Explanation_Phase) String() string {
 func (*Explanation_Phase) ProtoMessage() {}
 
 func (x *Explanation_Phase) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[14]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1153,7 +1763,7 @@ func (x *Explanation_Phase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation_Phase.ProtoReflect.Descriptor instead.
 func (*Explanation_Phase) Descriptor() ([]byte, []int) {
-	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{9, 0}
+	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{14, 0}
 }
 
 func (x *Explanation_Phase) GetName() string {
@@ -1196,7 +1806,7 @@ type Explanation_Match struct {
 
 func (x *Explanation_Match) Reset() {
 	*x = Explanation_Match{}
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[15]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1208,7 +1818,7 @@ func (x *Explanation_Match) String() string {
 func (*Explanation_Match) ProtoMessage() {}
 
 func (x *Explanation_Match) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[15]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1221,7 +1831,7 @@ func (x *Explanation_Match) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation_Match.ProtoReflect.Descriptor instead.
 func (*Explanation_Match) Descriptor() ([]byte, []int) {
-	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{9, 1}
+	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{14, 1}
 }
 
 func (x *Explanation_Match) GetEntryId() string {
@@ -1306,7 +1916,7 @@ type Explanation_Near struct {
 
 func (x *Explanation_Near) Reset() {
 	*x = Explanation_Near{}
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[16]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1318,7 +1928,7 @@ func (x *Explanation_Near) String() string {
 func (*Explanation_Near) ProtoMessage() {}
 
 func (x *Explanation_Near) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[16]
+	mi := &file_internal_adminapi_inspectpb_inspect_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1331,7 +1941,7 @@ func (x *Explanation_Near) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation_Near.ProtoReflect.Descriptor instead.
 func (*Explanation_Near) Descriptor() ([]byte, []int) {
-	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{9, 2}
+	return file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP(), []int{14, 2}
 }
 
 func (x *Explanation_Near) GetEntryId() string {
@@ -1367,7 +1977,7 @@ var File_internal_adminapi_inspectpb_inspect_proto protoreflect.FileDescriptor
 const file_internal_adminapi_inspectpb_inspect_proto_rawDesc = "" +
 	"\n" +
 	")internal/adminapi/inspectpb/inspect.proto\x12\x16spiffe.node.inspect.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0f\n" +
-	"\rStatusRequest\"\xb7\a\n" +
+	"\rStatusRequest\"\x92\t\n" +
 	"\x0eStatusResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x19\n" +
 	"\bagent_id\x18\x02 \x01(\tR\aagentId\x12\x18\n" +
@@ -1384,7 +1994,8 @@ const file_internal_adminapi_inspectpb_inspect_proto_rawDesc = "" +
 	"\x06parked\x18\v \x01(\x03R\x06parked\x12D\n" +
 	"\x06limits\x18\f \x03(\v2,.spiffe.node.inspect.v1.StatusResponse.LimitR\x06limits\x12\x18\n" +
 	"\asockets\x18\r \x03(\tR\asockets\x12\x1a\n" +
-	"\bwarnings\x18\x0e \x03(\tR\bwarnings\x1a\xcf\x02\n" +
+	"\bwarnings\x18\x0e \x03(\tR\bwarnings\x12B\n" +
+	"\x05trust\x18\x0f \x01(\v2,.spiffe.node.inspect.v1.StatusResponse.TrustR\x05trust\x1a\xcf\x02\n" +
 	"\tAuthority\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
@@ -1396,7 +2007,55 @@ const file_internal_adminapi_inspectpb_inspect_proto_rawDesc = "" +
 	"\x05Limit\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04used\x18\x02 \x01(\x03R\x04used\x12\x10\n" +
-	"\x03max\x18\x03 \x01(\x03R\x03max\"\x18\n" +
+	"\x03max\x18\x03 \x01(\x03R\x03max\x1a\x94\x01\n" +
+	"\x05Trust\x122\n" +
+	"\x04x509\x18\x01 \x01(\v2\x1e.spiffe.node.inspect.v1.SpreadR\x04x509\x120\n" +
+	"\x03jwt\x18\x02 \x01(\v2\x1e.spiffe.node.inspect.v1.SpreadR\x03jwt\x12%\n" +
+	"\x0eoutdated_svids\x18\x03 \x01(\x03R\routdatedSvids\"\xb5\x01\n" +
+	"\x06Spread\x12\x12\n" +
+	"\x04held\x18\x01 \x03(\tR\x04held\x12\"\n" +
+	"\facknowledged\x18\x02 \x03(\tR\facknowledged\x12\x1c\n" +
+	"\tconsumers\x18\x03 \x01(\x03R\tconsumers\x12\x18\n" +
+	"\alagging\x18\x04 \x01(\x03R\alagging\x12;\n" +
+	"\blaggards\x18\x05 \x03(\v2\x1f.spiffe.node.inspect.v1.LaggardR\blaggards\"K\n" +
+	"\aLaggard\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03api\x18\x02 \x01(\tR\x03api\x12\x1a\n" +
+	"\brejected\x18\x03 \x01(\tR\brejected\"\x15\n" +
+	"\x13ShowRotationRequest\"Y\n" +
+	"\x14ShowRotationResponse\x12A\n" +
+	"\trotations\x18\x01 \x03(\v2#.spiffe.node.inspect.v1.KeyRotationR\trotations\"\x9c\b\n" +
+	"\vKeyRotation\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12?\n" +
+	"\x06active\x18\x02 \x01(\v2'.spiffe.node.inspect.v1.KeyRotation.KeyR\x06active\x12C\n" +
+	"\bprepared\x18\x03 \x01(\v2'.spiffe.node.inspect.v1.KeyRotation.KeyR\bprepared\x129\n" +
+	"\x03old\x18\x04 \x01(\v2'.spiffe.node.inspect.v1.KeyRotation.KeyR\x03old\x12\x1b\n" +
+	"\tnext_step\x18\x05 \x01(\tR\bnextStep\x123\n" +
+	"\anext_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06nextAt\x126\n" +
+	"\bdeadline\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12\x18\n" +
+	"\adelayed\x18\b \x01(\bR\adelayed\x12\x16\n" +
+	"\x06agents\x18\t \x01(\x03R\x06agents\x12/\n" +
+	"\x13agents_acknowledged\x18\n" +
+	" \x01(\x03R\x12agentsAcknowledged\x12#\n" +
+	"\ragents_silent\x18\v \x01(\x03R\fagentsSilent\x12%\n" +
+	"\x0eagents_lagging\x18\f \x01(\x03R\ragentsLagging\x12\x1c\n" +
+	"\tconsumers\x18\r \x01(\x03R\tconsumers\x12+\n" +
+	"\x11consumers_lagging\x18\x0e \x01(\x03R\x10consumersLagging\x12L\n" +
+	"\blaggards\x18\x0f \x03(\v20.spiffe.node.inspect.v1.KeyRotation.LaggingAgentR\blaggards\x12%\n" +
+	"\x0eoutdated_svids\x18\x10 \x01(\x03R\routdatedSvids\x1a\xa5\x01\n" +
+	"\x03Key\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x129\n" +
+	"\n" +
+	"expires_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x18\n" +
+	"\atainted\x18\x03 \x01(\bR\atainted\x12\x18\n" +
+	"\arevoked\x18\x04 \x01(\bR\arevoked\x12\x1f\n" +
+	"\vupstream_id\x18\x05 \x01(\tR\n" +
+	"upstreamId\x1a\x96\x01\n" +
+	"\fLaggingAgent\x12\x19\n" +
+	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x10\n" +
+	"\x03why\x18\x02 \x01(\tR\x03why\x12\x1c\n" +
+	"\tconsumers\x18\x03 \x01(\x03R\tconsumers\x12;\n" +
+	"\blaggards\x18\x04 \x03(\v2\x1f.spiffe.node.inspect.v1.LaggardR\blaggards\"\x18\n" +
 	"\x16ListConnectionsRequest\"_\n" +
 	"\x17ListConnectionsResponse\x12D\n" +
 	"\vconnections\x18\x01 \x03(\v2\".spiffe.node.inspect.v1.ConnectionR\vconnections\"\xb7\x02\n" +
@@ -1484,7 +2143,9 @@ const file_internal_adminapi_inspectpb_inspect_proto_rawDesc = "" +
 	"\aInspect\x12W\n" +
 	"\x06Status\x12%.spiffe.node.inspect.v1.StatusRequest\x1a&.spiffe.node.inspect.v1.StatusResponse\x12r\n" +
 	"\x0fListConnections\x12..spiffe.node.inspect.v1.ListConnectionsRequest\x1a/.spiffe.node.inspect.v1.ListConnectionsResponse\x12Z\n" +
-	"\aExplain\x12&.spiffe.node.inspect.v1.ExplainRequest\x1a'.spiffe.node.inspect.v1.ExplainResponseB@Z>github.com/spiffe-node/spiffe-node/internal/adminapi/inspectpbb\x06proto3"
+	"\aExplain\x12&.spiffe.node.inspect.v1.ExplainRequest\x1a'.spiffe.node.inspect.v1.ExplainResponse2m\n" +
+	"\bRotation\x12a\n" +
+	"\x04Show\x12+.spiffe.node.inspect.v1.ShowRotationRequest\x1a,.spiffe.node.inspect.v1.ShowRotationResponseB@Z>github.com/spiffe-node/spiffe-node/internal/adminapi/inspectpbb\x06proto3"
 
 var (
 	file_internal_adminapi_inspectpb_inspect_proto_rawDescOnce sync.Once
@@ -1498,65 +2159,88 @@ func file_internal_adminapi_inspectpb_inspect_proto_rawDescGZIP() []byte {
 	return file_internal_adminapi_inspectpb_inspect_proto_rawDescData
 }
 
-var file_internal_adminapi_inspectpb_inspect_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_internal_adminapi_inspectpb_inspect_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_internal_adminapi_inspectpb_inspect_proto_goTypes = []any{
 	(*StatusRequest)(nil),            // 0: spiffe.node.inspect.v1.StatusRequest
 	(*StatusResponse)(nil),           // 1: spiffe.node.inspect.v1.StatusResponse
-	(*ListConnectionsRequest)(nil),   // 2: spiffe.node.inspect.v1.ListConnectionsRequest
-	(*ListConnectionsResponse)(nil),  // 3: spiffe.node.inspect.v1.ListConnectionsResponse
-	(*Caller)(nil),                   // 4: spiffe.node.inspect.v1.Caller
-	(*Connection)(nil),               // 5: spiffe.node.inspect.v1.Connection
-	(*Stream)(nil),                   // 6: spiffe.node.inspect.v1.Stream
-	(*ExplainRequest)(nil),           // 7: spiffe.node.inspect.v1.ExplainRequest
-	(*ExplainResponse)(nil),          // 8: spiffe.node.inspect.v1.ExplainResponse
-	(*Explanation)(nil),              // 9: spiffe.node.inspect.v1.Explanation
-	(*StatusResponse_Authority)(nil), // 10: spiffe.node.inspect.v1.StatusResponse.Authority
-	(*StatusResponse_Limit)(nil),     // 11: spiffe.node.inspect.v1.StatusResponse.Limit
-	(*Stream_Served)(nil),            // 12: spiffe.node.inspect.v1.Stream.Served
-	(*ExplainRequest_PodRef)(nil),    // 13: spiffe.node.inspect.v1.ExplainRequest.PodRef
-	(*Explanation_Phase)(nil),        // 14: spiffe.node.inspect.v1.Explanation.Phase
-	(*Explanation_Match)(nil),        // 15: spiffe.node.inspect.v1.Explanation.Match
-	(*Explanation_Near)(nil),         // 16: spiffe.node.inspect.v1.Explanation.Near
-	(*timestamppb.Timestamp)(nil),    // 17: google.protobuf.Timestamp
+	(*Spread)(nil),                   // 2: spiffe.node.inspect.v1.Spread
+	(*Laggard)(nil),                  // 3: spiffe.node.inspect.v1.Laggard
+	(*ShowRotationRequest)(nil),      // 4: spiffe.node.inspect.v1.ShowRotationRequest
+	(*ShowRotationResponse)(nil),     // 5: spiffe.node.inspect.v1.ShowRotationResponse
+	(*KeyRotation)(nil),              // 6: spiffe.node.inspect.v1.KeyRotation
+	(*ListConnectionsRequest)(nil),   // 7: spiffe.node.inspect.v1.ListConnectionsRequest
+	(*ListConnectionsResponse)(nil),  // 8: spiffe.node.inspect.v1.ListConnectionsResponse
+	(*Caller)(nil),                   // 9: spiffe.node.inspect.v1.Caller
+	(*Connection)(nil),               // 10: spiffe.node.inspect.v1.Connection
+	(*Stream)(nil),                   // 11: spiffe.node.inspect.v1.Stream
+	(*ExplainRequest)(nil),           // 12: spiffe.node.inspect.v1.ExplainRequest
+	(*ExplainResponse)(nil),          // 13: spiffe.node.inspect.v1.ExplainResponse
+	(*Explanation)(nil),              // 14: spiffe.node.inspect.v1.Explanation
+	(*StatusResponse_Authority)(nil), // 15: spiffe.node.inspect.v1.StatusResponse.Authority
+	(*StatusResponse_Limit)(nil),     // 16: spiffe.node.inspect.v1.StatusResponse.Limit
+	(*StatusResponse_Trust)(nil),     // 17: spiffe.node.inspect.v1.StatusResponse.Trust
+	(*KeyRotation_Key)(nil),          // 18: spiffe.node.inspect.v1.KeyRotation.Key
+	(*KeyRotation_LaggingAgent)(nil), // 19: spiffe.node.inspect.v1.KeyRotation.LaggingAgent
+	(*Stream_Served)(nil),            // 20: spiffe.node.inspect.v1.Stream.Served
+	(*ExplainRequest_PodRef)(nil),    // 21: spiffe.node.inspect.v1.ExplainRequest.PodRef
+	(*Explanation_Phase)(nil),        // 22: spiffe.node.inspect.v1.Explanation.Phase
+	(*Explanation_Match)(nil),        // 23: spiffe.node.inspect.v1.Explanation.Match
+	(*Explanation_Near)(nil),         // 24: spiffe.node.inspect.v1.Explanation.Near
+	(*timestamppb.Timestamp)(nil),    // 25: google.protobuf.Timestamp
 }
 var file_internal_adminapi_inspectpb_inspect_proto_depIdxs = []int32{
-	17, // 0: spiffe.node.inspect.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	10, // 1: spiffe.node.inspect.v1.StatusResponse.authority:type_name -> spiffe.node.inspect.v1.StatusResponse.Authority
-	11, // 2: spiffe.node.inspect.v1.StatusResponse.limits:type_name -> spiffe.node.inspect.v1.StatusResponse.Limit
-	5,  // 3: spiffe.node.inspect.v1.ListConnectionsResponse.connections:type_name -> spiffe.node.inspect.v1.Connection
-	4,  // 4: spiffe.node.inspect.v1.Connection.caller:type_name -> spiffe.node.inspect.v1.Caller
-	17, // 5: spiffe.node.inspect.v1.Connection.since:type_name -> google.protobuf.Timestamp
-	6,  // 6: spiffe.node.inspect.v1.Connection.streams:type_name -> spiffe.node.inspect.v1.Stream
-	17, // 7: spiffe.node.inspect.v1.Stream.since:type_name -> google.protobuf.Timestamp
-	17, // 8: spiffe.node.inspect.v1.Stream.parked_since:type_name -> google.protobuf.Timestamp
-	12, // 9: spiffe.node.inspect.v1.Stream.served:type_name -> spiffe.node.inspect.v1.Stream.Served
-	17, // 10: spiffe.node.inspect.v1.Stream.last_push:type_name -> google.protobuf.Timestamp
-	17, // 11: spiffe.node.inspect.v1.Stream.last_ack:type_name -> google.protobuf.Timestamp
-	17, // 12: spiffe.node.inspect.v1.Stream.last_nack:type_name -> google.protobuf.Timestamp
-	13, // 13: spiffe.node.inspect.v1.ExplainRequest.pod:type_name -> spiffe.node.inspect.v1.ExplainRequest.PodRef
-	9,  // 14: spiffe.node.inspect.v1.ExplainResponse.explanations:type_name -> spiffe.node.inspect.v1.Explanation
-	4,  // 15: spiffe.node.inspect.v1.Explanation.caller:type_name -> spiffe.node.inspect.v1.Caller
-	14, // 16: spiffe.node.inspect.v1.Explanation.phases:type_name -> spiffe.node.inspect.v1.Explanation.Phase
-	15, // 17: spiffe.node.inspect.v1.Explanation.matches:type_name -> spiffe.node.inspect.v1.Explanation.Match
-	16, // 18: spiffe.node.inspect.v1.Explanation.nearest:type_name -> spiffe.node.inspect.v1.Explanation.Near
-	5,  // 19: spiffe.node.inspect.v1.Explanation.connections:type_name -> spiffe.node.inspect.v1.Connection
-	17, // 20: spiffe.node.inspect.v1.StatusResponse.Authority.x509_authority_expires_at:type_name -> google.protobuf.Timestamp
-	17, // 21: spiffe.node.inspect.v1.StatusResponse.Authority.jwt_authority_expires_at:type_name -> google.protobuf.Timestamp
-	17, // 22: spiffe.node.inspect.v1.Stream.Served.expires_at:type_name -> google.protobuf.Timestamp
-	17, // 23: spiffe.node.inspect.v1.Explanation.Phase.at:type_name -> google.protobuf.Timestamp
-	17, // 24: spiffe.node.inspect.v1.Explanation.Match.not_before:type_name -> google.protobuf.Timestamp
-	17, // 25: spiffe.node.inspect.v1.Explanation.Match.expires_at:type_name -> google.protobuf.Timestamp
-	0,  // 26: spiffe.node.inspect.v1.Inspect.Status:input_type -> spiffe.node.inspect.v1.StatusRequest
-	2,  // 27: spiffe.node.inspect.v1.Inspect.ListConnections:input_type -> spiffe.node.inspect.v1.ListConnectionsRequest
-	7,  // 28: spiffe.node.inspect.v1.Inspect.Explain:input_type -> spiffe.node.inspect.v1.ExplainRequest
-	1,  // 29: spiffe.node.inspect.v1.Inspect.Status:output_type -> spiffe.node.inspect.v1.StatusResponse
-	3,  // 30: spiffe.node.inspect.v1.Inspect.ListConnections:output_type -> spiffe.node.inspect.v1.ListConnectionsResponse
-	8,  // 31: spiffe.node.inspect.v1.Inspect.Explain:output_type -> spiffe.node.inspect.v1.ExplainResponse
-	29, // [29:32] is the sub-list for method output_type
-	26, // [26:29] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	25, // 0: spiffe.node.inspect.v1.StatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	15, // 1: spiffe.node.inspect.v1.StatusResponse.authority:type_name -> spiffe.node.inspect.v1.StatusResponse.Authority
+	16, // 2: spiffe.node.inspect.v1.StatusResponse.limits:type_name -> spiffe.node.inspect.v1.StatusResponse.Limit
+	17, // 3: spiffe.node.inspect.v1.StatusResponse.trust:type_name -> spiffe.node.inspect.v1.StatusResponse.Trust
+	3,  // 4: spiffe.node.inspect.v1.Spread.laggards:type_name -> spiffe.node.inspect.v1.Laggard
+	6,  // 5: spiffe.node.inspect.v1.ShowRotationResponse.rotations:type_name -> spiffe.node.inspect.v1.KeyRotation
+	18, // 6: spiffe.node.inspect.v1.KeyRotation.active:type_name -> spiffe.node.inspect.v1.KeyRotation.Key
+	18, // 7: spiffe.node.inspect.v1.KeyRotation.prepared:type_name -> spiffe.node.inspect.v1.KeyRotation.Key
+	18, // 8: spiffe.node.inspect.v1.KeyRotation.old:type_name -> spiffe.node.inspect.v1.KeyRotation.Key
+	25, // 9: spiffe.node.inspect.v1.KeyRotation.next_at:type_name -> google.protobuf.Timestamp
+	25, // 10: spiffe.node.inspect.v1.KeyRotation.deadline:type_name -> google.protobuf.Timestamp
+	19, // 11: spiffe.node.inspect.v1.KeyRotation.laggards:type_name -> spiffe.node.inspect.v1.KeyRotation.LaggingAgent
+	10, // 12: spiffe.node.inspect.v1.ListConnectionsResponse.connections:type_name -> spiffe.node.inspect.v1.Connection
+	9,  // 13: spiffe.node.inspect.v1.Connection.caller:type_name -> spiffe.node.inspect.v1.Caller
+	25, // 14: spiffe.node.inspect.v1.Connection.since:type_name -> google.protobuf.Timestamp
+	11, // 15: spiffe.node.inspect.v1.Connection.streams:type_name -> spiffe.node.inspect.v1.Stream
+	25, // 16: spiffe.node.inspect.v1.Stream.since:type_name -> google.protobuf.Timestamp
+	25, // 17: spiffe.node.inspect.v1.Stream.parked_since:type_name -> google.protobuf.Timestamp
+	20, // 18: spiffe.node.inspect.v1.Stream.served:type_name -> spiffe.node.inspect.v1.Stream.Served
+	25, // 19: spiffe.node.inspect.v1.Stream.last_push:type_name -> google.protobuf.Timestamp
+	25, // 20: spiffe.node.inspect.v1.Stream.last_ack:type_name -> google.protobuf.Timestamp
+	25, // 21: spiffe.node.inspect.v1.Stream.last_nack:type_name -> google.protobuf.Timestamp
+	21, // 22: spiffe.node.inspect.v1.ExplainRequest.pod:type_name -> spiffe.node.inspect.v1.ExplainRequest.PodRef
+	14, // 23: spiffe.node.inspect.v1.ExplainResponse.explanations:type_name -> spiffe.node.inspect.v1.Explanation
+	9,  // 24: spiffe.node.inspect.v1.Explanation.caller:type_name -> spiffe.node.inspect.v1.Caller
+	22, // 25: spiffe.node.inspect.v1.Explanation.phases:type_name -> spiffe.node.inspect.v1.Explanation.Phase
+	23, // 26: spiffe.node.inspect.v1.Explanation.matches:type_name -> spiffe.node.inspect.v1.Explanation.Match
+	24, // 27: spiffe.node.inspect.v1.Explanation.nearest:type_name -> spiffe.node.inspect.v1.Explanation.Near
+	10, // 28: spiffe.node.inspect.v1.Explanation.connections:type_name -> spiffe.node.inspect.v1.Connection
+	25, // 29: spiffe.node.inspect.v1.StatusResponse.Authority.x509_authority_expires_at:type_name -> google.protobuf.Timestamp
+	25, // 30: spiffe.node.inspect.v1.StatusResponse.Authority.jwt_authority_expires_at:type_name -> google.protobuf.Timestamp
+	2,  // 31: spiffe.node.inspect.v1.StatusResponse.Trust.x509:type_name -> spiffe.node.inspect.v1.Spread
+	2,  // 32: spiffe.node.inspect.v1.StatusResponse.Trust.jwt:type_name -> spiffe.node.inspect.v1.Spread
+	25, // 33: spiffe.node.inspect.v1.KeyRotation.Key.expires_at:type_name -> google.protobuf.Timestamp
+	3,  // 34: spiffe.node.inspect.v1.KeyRotation.LaggingAgent.laggards:type_name -> spiffe.node.inspect.v1.Laggard
+	25, // 35: spiffe.node.inspect.v1.Stream.Served.expires_at:type_name -> google.protobuf.Timestamp
+	25, // 36: spiffe.node.inspect.v1.Explanation.Phase.at:type_name -> google.protobuf.Timestamp
+	25, // 37: spiffe.node.inspect.v1.Explanation.Match.not_before:type_name -> google.protobuf.Timestamp
+	25, // 38: spiffe.node.inspect.v1.Explanation.Match.expires_at:type_name -> google.protobuf.Timestamp
+	0,  // 39: spiffe.node.inspect.v1.Inspect.Status:input_type -> spiffe.node.inspect.v1.StatusRequest
+	7,  // 40: spiffe.node.inspect.v1.Inspect.ListConnections:input_type -> spiffe.node.inspect.v1.ListConnectionsRequest
+	12, // 41: spiffe.node.inspect.v1.Inspect.Explain:input_type -> spiffe.node.inspect.v1.ExplainRequest
+	4,  // 42: spiffe.node.inspect.v1.Rotation.Show:input_type -> spiffe.node.inspect.v1.ShowRotationRequest
+	1,  // 43: spiffe.node.inspect.v1.Inspect.Status:output_type -> spiffe.node.inspect.v1.StatusResponse
+	8,  // 44: spiffe.node.inspect.v1.Inspect.ListConnections:output_type -> spiffe.node.inspect.v1.ListConnectionsResponse
+	13, // 45: spiffe.node.inspect.v1.Inspect.Explain:output_type -> spiffe.node.inspect.v1.ExplainResponse
+	5,  // 46: spiffe.node.inspect.v1.Rotation.Show:output_type -> spiffe.node.inspect.v1.ShowRotationResponse
+	43, // [43:47] is the sub-list for method output_type
+	39, // [39:43] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_internal_adminapi_inspectpb_inspect_proto_init() }
@@ -1564,7 +2248,7 @@ func file_internal_adminapi_inspectpb_inspect_proto_init() {
 	if File_internal_adminapi_inspectpb_inspect_proto != nil {
 		return
 	}
-	file_internal_adminapi_inspectpb_inspect_proto_msgTypes[7].OneofWrappers = []any{
+	file_internal_adminapi_inspectpb_inspect_proto_msgTypes[12].OneofWrappers = []any{
 		(*ExplainRequest_Pid)(nil),
 		(*ExplainRequest_Pod)(nil),
 	}
@@ -1574,9 +2258,9 @@ func file_internal_adminapi_inspectpb_inspect_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_adminapi_inspectpb_inspect_proto_rawDesc), len(file_internal_adminapi_inspectpb_inspect_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   25,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_internal_adminapi_inspectpb_inspect_proto_goTypes,
 		DependencyIndexes: file_internal_adminapi_inspectpb_inspect_proto_depIdxs,

@@ -209,3 +209,111 @@ var Inspect_ServiceDesc = grpc.ServiceDesc{
 	Streams:  []grpc.StreamDesc{},
 	Metadata: "internal/adminapi/inspectpb/inspect.proto",
 }
+
+const (
+	Rotation_Show_FullMethodName = "/spiffe.node.inspect.v1.Rotation/Show"
+)
+
+// RotationClient is the client API for Rotation service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Rotation is how the signing keys of an authority stand. It is served where
+// the authority is, on its admin socket.
+type RotationClient interface {
+	Show(ctx context.Context, in *ShowRotationRequest, opts ...grpc.CallOption) (*ShowRotationResponse, error)
+}
+
+type rotationClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewRotationClient(cc grpc.ClientConnInterface) RotationClient {
+	return &rotationClient{cc}
+}
+
+func (c *rotationClient) Show(ctx context.Context, in *ShowRotationRequest, opts ...grpc.CallOption) (*ShowRotationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ShowRotationResponse)
+	err := c.cc.Invoke(ctx, Rotation_Show_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// RotationServer is the server API for Rotation service.
+// All implementations must embed UnimplementedRotationServer
+// for forward compatibility.
+//
+// Rotation is how the signing keys of an authority stand. It is served where
+// the authority is, on its admin socket.
+type RotationServer interface {
+	Show(context.Context, *ShowRotationRequest) (*ShowRotationResponse, error)
+	mustEmbedUnimplementedRotationServer()
+}
+
+// UnimplementedRotationServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedRotationServer struct{}
+
+func (UnimplementedRotationServer) Show(context.Context, *ShowRotationRequest) (*ShowRotationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Show not implemented")
+}
+func (UnimplementedRotationServer) mustEmbedUnimplementedRotationServer() {}
+func (UnimplementedRotationServer) testEmbeddedByValue()                  {}
+
+// UnsafeRotationServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to RotationServer will
+// result in compilation errors.
+type UnsafeRotationServer interface {
+	mustEmbedUnimplementedRotationServer()
+}
+
+func RegisterRotationServer(s grpc.ServiceRegistrar, srv RotationServer) {
+	// If the following call panics, it indicates UnimplementedRotationServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Rotation_ServiceDesc, srv)
+}
+
+func _Rotation_Show_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ShowRotationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RotationServer).Show(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Rotation_Show_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RotationServer).Show(ctx, req.(*ShowRotationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Rotation_ServiceDesc is the grpc.ServiceDesc for Rotation service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Rotation_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "spiffe.node.inspect.v1.Rotation",
+	HandlerType: (*RotationServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Show",
+			Handler:    _Rotation_Show_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "internal/adminapi/inspectpb/inspect.proto",
+}

@@ -55,6 +55,11 @@ type Authority struct {
 	mu     sync.Mutex
 	store  store
 	tokens map[string]time.Time // join token -> when it expires
+	// delayed is the prepared authority whose wait has been logged, by kind; it
+	// belongs to rotate.
+	delayed map[kind]string
+
+	fleet *fleet
 }
 
 var _ authority.Authority = (*Authority)(nil)
@@ -93,6 +98,7 @@ func open(cfg Config, s store) (*Authority, error) {
 	a := &Authority{
 		cfg: cfg, log: cfg.Logger, metrics: cfg.Metrics,
 		count: newSignCounters(cfg.Metrics), closed: make(chan struct{}), store: s,
+		delayed: make(map[kind]string), fleet: newFleet(),
 	}
 	if err := a.load(); err != nil {
 		return nil, err
@@ -119,8 +125,7 @@ func (a *Authority) TrustDomain() spiffeid.TrustDomain { return a.cfg.TrustDomai
 // Run rotates the CA, deletes expired entries and prunes the bundle until ctx
 // ends, then returns nil. Faults are logged and tried again.
 func (a *Authority) Run(ctx context.Context) error {
-	// With a CA of minutes the usual period would be a good part of its life.
-	rotation := time.NewTicker(min(rotatePeriod, a.cfg.CATTL/60))
+	rotation := time.NewTicker(rotationPeriod(a.cfg.CATTL))
 	defer rotation.Stop()
 	// The first pass comes after a whole period, not at once: a clock that is
 	// wrong at boot gets the time to be set right before anything is deleted.

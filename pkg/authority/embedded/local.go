@@ -122,6 +122,7 @@ func (a *Authority) activate(ctx context.Context, k kind, id string) (LocalAutho
 	case !next.usable(time.Now()):
 		return LocalAuthority{}, fmt.Errorf("prepared authority is not valid now: valid from %s to %s", next.notBefore, next.notAfter)
 	}
+	a.forced(k, *a.journal.Load().of(k), time.Now())
 	if err := a.step(ctx, k, stepActivate, time.Now()); err != nil {
 		return LocalAuthority{}, fmt.Errorf("failed to activate %s authority: %w", k.name(), err)
 	}
@@ -276,6 +277,7 @@ func (a *Authority) RotateNow(ctx context.Context) error {
 				return fmt.Errorf("prepare %s authority: %w", k.name(), err)
 			}
 		}
+		a.forced(k, *a.journal.Load().of(k), now)
 		if err := a.step(ctx, k, stepActivate, now); err != nil {
 			return fmt.Errorf("activate %s authority: %w", k.name(), err)
 		}

@@ -17,6 +17,11 @@ type Metrics struct {
 
 	upstreamCalls   *prometheus.CounterVec
 	upstreamFailing prometheus.Gauge
+
+	lagging, behind   *prometheus.GaugeVec
+	delayed, nextStep *prometheus.GaugeVec
+	passed            *prometheus.CounterVec
+	outdated          prometheus.Gauge
 }
 
 // NewMetrics builds the metrics and registers them, unless reg is nil. It
@@ -45,8 +50,19 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			"1 while the upstream authority does not answer as it should, else 0."))),
 		version: prometheus.NewGauge(prometheus.GaugeOpts(opts("bundle_sequence", "Sequence number of the own trust bundle."))),
 	}
+	gauges := func(name, help string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts(opts(name, help)), []string{"kind"})
+	}
+	m.lagging = gauges("rotation_lagging_agents", "Live agents that have not acknowledged the prepared authority (the active one without it), by kind (x509, jwt).")
+	m.behind = gauges("rotation_lagging_consumers", "Streams of workloads that have not acknowledged it, by kind (x509, jwt).")
+	m.delayed = gauges("rotation_delayed", "1 while an activation is due and waits for acknowledgements, by kind (x509, jwt).")
+	m.nextStep = gauges("rotation_next_step_timestamp_seconds", "When the next step of rotation is due, by kind (x509, jwt).")
+	m.passed = prometheus.NewCounterVec(prometheus.CounterOpts(opts("rotation_laggards_passed_total",
+		"Agents that lagged when an authority was activated nevertheless, by kind (x509, jwt) and cause (deadline, forced).")), []string{"kind", "cause"})
+	m.outdated = prometheus.NewGauge(prometheus.GaugeOpts(opts("outdated_svids", "X.509-SVIDs in use at agents that hang on a tainted or revoked authority.")))
 	if reg != nil {
-		reg.MustRegister(m.signed, m.writes, m.entries, m.expiry, m.rotations, m.version, m.upstreamCalls, m.upstreamFailing)
+		reg.MustRegister(m.signed, m.writes, m.entries, m.expiry, m.rotations, m.version, m.upstreamCalls, m.upstreamFailing,
+			m.lagging, m.behind, m.delayed, m.nextStep, m.passed, m.outdated)
 	}
 	return m
 }

@@ -34,6 +34,9 @@ func (a *Authority) rotate(ctx context.Context, now time.Time) error {
 		if due != stepActivate && !a.mayTry(k, now) {
 			continue
 		}
+		if due == stepActivate && a.holdsBack(k, s, now) {
+			continue
+		}
 		if s.current != nil && !s.current.usable(now) {
 			a.log.Warn("signing key is out of its time; the clock may have jumped", slog.String("kind", string(k)), slog.String("authority_id", s.current.id),
 				slog.Time("not_before", s.current.notBefore), slog.Time("not_after", s.current.notAfter), slog.Time("now", now))
@@ -49,6 +52,7 @@ func (a *Authority) rotate(ctx context.Context, now time.Time) error {
 			errs = append(errs, fmt.Errorf("%s %s authority: %w", due, k.name(), err))
 		}
 	}
+	a.observe()
 	return errors.Join(errs...)
 }
 

@@ -100,20 +100,22 @@ const (
 
 // due is what the time asks for: a new key is prepared when less than half of
 // the life (at most 30 days) is left and takes over when less than a sixth (at
-// most 7 days) is left.
+// most 7 days) is left. One that was not made in time is prepared all the same,
+// and gets around before it signs; only where nothing valid is left it signs at
+// once.
 func (s slots) due(now time.Time) step {
 	ready := s.next != nil && s.next.state == Prepared && s.next.usable(now)
-	takeOver := stepReplace
-	if ready {
-		takeOver = stepActivate
-	}
-	if !s.current.usable(now) {
-		return takeOver
+	switch {
+	case s.current.usable(now):
+	case ready:
+		return stepActivate
+	default:
+		return stepReplace
 	}
 	life, left := s.current.notAfter.Sub(s.current.notBefore), s.current.notAfter.Sub(now)
 	switch {
-	case left < min(life/6, 7*24*time.Hour):
-		return takeOver
+	case left < min(life/6, 7*24*time.Hour) && ready:
+		return stepActivate
 	case left < min(life/2, 30*24*time.Hour) && !ready:
 		return stepPrepare
 	default:
