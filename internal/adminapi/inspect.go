@@ -53,6 +53,9 @@ func (s *inspectService) Status(ctx context.Context, _ *inspectpb.StatusRequest)
 		Parked:      st.Parked,
 		Sockets:     st.Sockets,
 		Warnings:    st.Warnings,
+		Trust: &inspectpb.StatusResponse_Trust{
+			X509: spreadToWire(st.Trust.X509), Jwt: spreadToWire(st.Trust.JWT), OutdatedSvids: int64(st.Trust.Outdated),
+		},
 	}
 	for _, l := range st.Limits {
 		out.Limits = append(out.Limits, &inspectpb.StatusResponse_Limit{Name: l.Name, Used: l.Used, Max: l.Max})

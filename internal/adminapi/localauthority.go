@@ -4,9 +4,13 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
+	"strings"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/localauthoritypb"
 	"github.com/spiffe-node/spiffe-node/pkg/authority"
@@ -29,6 +33,8 @@ type keyRotator interface {
 	ActivateJWT(ctx context.Context, id string) (embedded.LocalAuthority, error)
 	TaintJWT(ctx context.Context, id string) (embedded.LocalAuthority, error)
 	RevokeJWT(ctx context.Context, id string) error
+
+	Rotations() []embedded.Rotation
 }
 
 // localAuthorityService is spire.api.server.localauthority.v1.LocalAuthority:
@@ -66,6 +72,45 @@ func keysFailure(err error) error {
 		return fail(codes.FailedPrecondition, err.Error(), nil)
 	}
 	return fail(codes.Internal, err.Error(), nil)
+}
+
+// warningTrailer is where the answer to a step says what an operator should know
+// of it. Clients of SPIRE's do not look there.
+const warningTrailer = "spiffe-node-warning"
+
+func warn(ctx context.Context, text string) {
+	if text == "" {
+		return
+	}
+	text = strings.Map(func(r rune) rune { // a header holds nothing else
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, text)
+	_ = grpc.SetTrailer(ctx, metadata.Pairs(warningTrailer, text)) // fails only outside a call
+}
+
+// laggards is what to say when a key of a kind is activated now; empty = all
+// have it.
+func (s *localAuthorityService) laggards(kind string) string {
+	for _, r := range s.keys.Rotations() {
+		if p := &r.Progress; r.Kind == kind && r.Authorities.Prepared != nil && p.Lagging > 0 {
+			return fmt.Sprintf("%d of %d agents and %d of %d consumers have not acknowledged it yet and may refuse what it signs: %s",
+				p.Lagging, p.Agents, p.LaggingConsumers, p.Consumers, p.Names())
+		}
+	}
+	return ""
+}
+
+// orphans is what to say when the old key of a kind is revoked now.
+func (s *localAuthorityService) orphans(kind string) string {
+	for _, r := range s.keys.Rotations() {
+		if r.Kind == kind && r.Progress.Outdated > 0 {
+			return fmt.Sprintf("%d X.509-SVIDs in use hang on a tainted or revoked authority and are refused until they are replaced, which is under way", r.Progress.Outdated)
+		}
+	}
+	return ""
 }
 
 func auditKey(ctx context.Context, what string, err error, id string) {
@@ -115,20 +160,24 @@ func (s *localAuthorityService) PrepareJWTAuthority(ctx context.Context, _ *loca
 }
 
 func (s *localAuthorityService) ActivateX509Authority(ctx context.Context, req *localauthoritypb.ActivateX509AuthorityRequest) (*localauthoritypb.ActivateX509AuthorityResponse, error) {
+	lag := s.laggards("x509")
 	active, err := s.keys.ActivateX509(ctx, req.GetAuthorityId())
 	auditKey(ctx, "activate X.509 authority", err, req.GetAuthorityId())
 	if err != nil {
 		return nil, keysFailure(err)
 	}
+	warn(ctx, lag)
 	return &localauthoritypb.ActivateX509AuthorityResponse{ActivatedAuthority: stateToWire(active)}, nil
 }
 
 func (s *localAuthorityService) ActivateJWTAuthority(ctx context.Context, req *localauthoritypb.ActivateJWTAuthorityRequest) (*localauthoritypb.ActivateJWTAuthorityResponse, error) {
+	lag := s.laggards("jwt")
 	active, err := s.keys.ActivateJWT(ctx, req.GetAuthorityId())
 	auditKey(ctx, "activate JWT authority", err, req.GetAuthorityId())
 	if err != nil {
 		return nil, keysFailure(err)
 	}
+	warn(ctx, lag)
 	return &localauthoritypb.ActivateJWTAuthorityResponse{ActivatedAuthority: stateToWire(active)}, nil
 }
 
@@ -152,11 +201,13 @@ func (s *localAuthorityService) TaintJWTAuthority(ctx context.Context, req *loca
 }
 
 func (s *localAuthorityService) RevokeX509Authority(ctx context.Context, req *localauthoritypb.RevokeX509AuthorityRequest) (*localauthoritypb.RevokeX509AuthorityResponse, error) {
+	orphans := s.orphans("x509")
 	err := s.keys.RevokeX509(ctx, req.GetAuthorityId())
 	auditKey(ctx, "revoke X.509 authority", err, req.GetAuthorityId())
 	if err != nil {
 		return nil, keysFailure(err)
 	}
+	warn(ctx, orphans)
 	return &localauthoritypb.RevokeX509AuthorityResponse{RevokedAuthority: &authorityState{AuthorityId: req.GetAuthorityId()}}, nil
 }
 

@@ -50,6 +50,8 @@ type agentKeeper interface {
 	SignAgent(ctx context.Context, id spiffeid.ID, csr []byte) (*authority.X509Issued, error)
 	UpsertAgent(ctx context.Context, agent *embedded.Agent) (*embedded.Agent, error)
 	UpdateAgent(ctx context.Context, id spiffeid.ID, edit func(*embedded.Agent) error) (*embedded.Agent, error)
+	AgentSeen(id spiffeid.ID)
+	ReportTrust(id spiffeid.ID, r authority.TrustReport)
 	CreateJoinToken(ctx context.Context, value string, ttl time.Duration, alias spiffeid.ID) (*embedded.JoinToken, error)
 }
 
@@ -86,7 +88,7 @@ type Nodes struct {
 
 // limits are the rate limits, each per address.
 type limits struct {
-	attest, x509, jwt, publish, status *limiter
+	attest, x509, jwt, publish, status, report *limiter
 }
 
 // nodeView is what an agent is authorized for.
@@ -116,6 +118,7 @@ func NewNodes(cfg NodesConfig) (*Nodes, error) {
 		limits: limits{
 			publish: newLimiter(500, "rejecting request due to key publishing rate limiting"),
 			status:  newLimiter(10, "rejecting request due to post status rate limiting"),
+			report:  newLimiter(100, "rejecting request due to trust report rate limiting"),
 		},
 	}
 	if !cfg.NoAttestationLimit {

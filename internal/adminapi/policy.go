@@ -103,7 +103,8 @@ var remotePolicy = map[string]callers{
 	trustdomainpb.TrustDomain_BatchDeleteFederationRelationship_FullMethodName: byAdmin,
 	trustdomainpb.TrustDomain_RefreshBundle_FullMethodName:                     byAdmin,
 
-	watchpb.Watch_Watch_FullMethodName: byAgent,
+	watchpb.Watch_Watch_FullMethodName:       byAgent,
+	watchpb.Watch_ReportTrust_FullMethodName: byAgent,
 }
 
 // caller is who is at the other end of a TLS connection.
@@ -172,6 +173,7 @@ func (r *Remote) allow(ctx context.Context, method string) (context.Context, err
 		if c.agent, err = r.cfg.Nodes.checkAgent(ctx, method, c); err != nil {
 			return nil, err
 		}
+		r.cfg.Nodes.cfg.Authority.AgentSeen(c.agent.ID)
 		return with, nil
 	}
 	return nil, errDenied(method)

@@ -154,7 +154,7 @@ var allowed = map[string]int{
 	"BatchDeleteEntry": admin, "GetAuthorizedEntries": agentOnly, "SyncAuthorizedEntries": agentOnly,
 	"MintX509SVID": admin, "MintJWTSVID": admin, "MintWITSVID": admin, "BatchNewX509SVID": agentOnly, "NewJWTSVID": agentOnly,
 	"BatchNewWITSVID": agentOnly, "NewDownstreamX509CA": downstream,
-	"Watch": agentOnly,
+	"Watch": agentOnly, "ReportTrust": agentOnly,
 
 	"GetX509AuthorityState": admin, "PrepareX509Authority": admin, "ActivateX509Authority": admin, "TaintX509Authority": admin, "RevokeX509Authority": admin,
 	"GetJWTAuthorityState": admin, "PrepareJWTAuthority": admin, "ActivateJWTAuthority": admin, "TaintJWTAuthority": admin, "RevokeJWTAuthority": admin,

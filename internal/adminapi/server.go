@@ -110,6 +110,7 @@ func (s *Server) register() {
 		svidpb.RegisterSVIDServer(s.grpc, &svidService{td: td, minter: a})
 		localauthoritypb.RegisterLocalAuthorityServer(s.grpc, &localAuthorityService{keys: a})
 		trustdomainpb.RegisterTrustDomainServer(s.grpc, &trustDomainService{td: td, store: a, fetcher: s.cfg.Federation, log: s.cfg.Logger})
+		inspectpb.RegisterRotationServer(s.grpc, &rotationService{keys: a})
 		debugpb.RegisterDebugServer(s.grpc, &debugService{authority: a, start: time.Now()})
 		healthpb.RegisterHealthServer(s.grpc, &healthService{authority: a})
 	}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/spiffe-node/spiffe-node/pkg/attest"
+	"github.com/spiffe-node/spiffe-node/pkg/authority"
 )
 
 // Source is what the agent knows of itself and its callers, for the Inspect
@@ -37,6 +38,8 @@ type Status struct {
 	Limits             []Limit
 	Sockets            []string
 	Warnings           []string // what an operator should know, one sentence each
+	// Trust is how far the own trust bundle has got on this node.
+	Trust authority.TrustReport
 }
 
 // AuthorityStatus says who signs and for how long.

@@ -39,6 +39,7 @@ func (s *watchService) Watch(req *watchpb.WatchRequest, stream grpc.ServerStream
 	}
 	s.nodes.cfg.Metrics.watching.Inc()
 	defer s.nodes.cfg.Metrics.watching.Dec()
+	defer s.nodes.cfg.Authority.AgentSeen(c.agent.ID)
 	w := &watcher{nodes: s.nodes, caller: c, send: stream.Send}
 	expired := time.NewTimer(time.Until(c.cert.NotAfter))
 	defer expired.Stop()
@@ -55,6 +56,7 @@ func (s *watchService) Watch(req *watchpb.WatchRequest, stream grpc.ServerStream
 		case <-changes.Bundles:
 		case <-changes.Agents:
 		case <-alive.C:
+			s.nodes.cfg.Authority.AgentSeen(c.agent.ID)
 			if err := stream.Send(&watchpb.WatchEvent{}); err != nil {
 				return err
 			}
