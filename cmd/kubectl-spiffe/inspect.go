@@ -32,6 +32,10 @@ func (a *app) statusCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			keys, err := rotation(ctx, conn)
+			if err != nil {
+				return err
+			}
 			if a.output == formatJSON || a.output == formatYAML {
 				both := map[string]any{}
 				for name, x := range map[string]answer{"status": {message: st}, "connections": {message: list}} {
@@ -41,6 +45,15 @@ func (a *app) statusCommand() *cobra.Command {
 					}
 					both[name] = v
 				}
+				if keys != nil {
+					v, err := plain(answer{message: keys})
+					if err != nil {
+						return err
+					}
+					if m, ok := v.(map[string]any); ok {
+						both["rotations"] = m["rotations"]
+					}
+				}
 				if m, ok := both["connections"].(map[string]any); ok {
 					both["connections"] = m["connections"]
 				}
@@ -49,6 +62,9 @@ func (a *app) statusCommand() *cobra.Command {
 			now := time.Now()
 			if a.output == formatPretty {
 				printStatus(a.stdout, st, now)
+				printTrust(a.stdout, st.GetTrust())
+				printRotation(a.stdout, keys, now)
+				fmt.Fprintln(a.stdout)
 				if len(list.GetConnections()) == 0 {
 					fmt.Fprintln(a.stdout, "Nobody is connected.")
 					return nil
@@ -95,7 +111,6 @@ func printStatus(w io.Writer, st *inspectpb.StatusResponse, now time.Time) {
 	for _, warning := range st.GetWarnings() {
 		line("Warning", "%s", warning)
 	}
-	fmt.Fprintln(w)
 }
 
 // connectionTable is one row per stream; a connection without streams has one.

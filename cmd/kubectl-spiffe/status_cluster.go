@@ -54,7 +54,8 @@ func (a *app) clusterStatus(ctx context.Context, everywhere bool) error {
 			failed = append(failed, fmt.Errorf("node %s: %w", nodes[i].part.Node, nodes[i].err))
 		}
 	}
-	if err := a.printNodes(nodes, namespace); err != nil {
+	keys, problem := a.clusterRotation(ctx)
+	if err := a.printNodes(nodes, namespace, keys, problem); err != nil {
 		return err
 	}
 	return errors.Join(failed...)
@@ -90,7 +91,20 @@ func (a *app) nodeStatus(ctx context.Context, cluster *kube.Cluster, part kube.P
 	return n
 }
 
-func (a *app) printNodes(nodes []nodeStatus, namespace string) error {
+// clusterRotation asks the authority in the cluster how its keys stand. Without
+// one of ours, or the right to ask it, the rest of the status is shown alone.
+func (a *app) clusterRotation(ctx context.Context) (keys *inspectpb.ShowRotationResponse, problem error) {
+	if a.place.onNode != "" {
+		return nil, nil //nolint:nilnil // one node was asked for
+	}
+	problem = a.connectFar(ctx, func(conn grpc.ClientConnInterface) (err error) {
+		keys, err = rotation(ctx, conn)
+		return err
+	})
+	return keys, problem
+}
+
+func (a *app) printNodes(nodes []nodeStatus, namespace string, keys *inspectpb.ShowRotationResponse, problem error) error {
 	if a.output == formatJSON || a.output == formatYAML {
 		out := make([]any, len(nodes))
 		for i, n := range nodes {
@@ -100,7 +114,17 @@ func (a *app) printNodes(nodes []nodeStatus, namespace string) error {
 			}
 			out[i] = v
 		}
-		return a.print(answer{value: map[string]any{"nodes": out}})
+		all := map[string]any{"nodes": out}
+		if keys != nil {
+			v, err := plain(answer{message: keys})
+			if err != nil {
+				return err
+			}
+			if m, ok := v.(map[string]any); ok {
+				all["rotations"] = m["rotations"]
+			}
+		}
+		return a.print(answer{value: all})
 	}
 	now, wide := time.Now(), a.output == formatWide
 	t := &table{}
@@ -118,6 +142,13 @@ func (a *app) printNodes(nodes []nodeStatus, namespace string) error {
 		for _, w := range n.status.GetWarnings() {
 			fmt.Fprintf(a.stdout, "Warning: node %s: %s\n", n.part.Node, clean(w))
 		}
+	}
+	switch {
+	case problem != nil:
+		fmt.Fprintf(a.stdout, "The authority's keys are not shown: %s\n", clean(problem.Error()))
+	case keys != nil:
+		fmt.Fprintln(a.stdout)
+		printRotation(a.stdout, keys, now)
 	}
 	t = &table{}
 	connectionColumns(t, wide)

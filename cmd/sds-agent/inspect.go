@@ -55,6 +55,7 @@ func (i inspector) Status(context.Context) (*adminapi.Status, error) {
 		},
 		Sockets:  n.socketNames(cfg),
 		Warnings: i.warnings(stat),
+		Trust:    n.rollout.Look(),
 	}, nil
 }
 

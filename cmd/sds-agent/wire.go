@@ -20,6 +20,7 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/ledger"
 	"github.com/spiffe-node/spiffe-node/internal/peersock"
 	"github.com/spiffe-node/spiffe-node/internal/podinfo"
+	"github.com/spiffe-node/spiffe-node/internal/rollout"
 	"github.com/spiffe-node/spiffe-node/internal/sockdir"
 	"github.com/spiffe-node/spiffe-node/internal/upstream"
 	"github.com/spiffe-node/spiffe-node/pkg/attest"
@@ -48,6 +49,7 @@ type node struct {
 	stateDir  string // where restart state is kept; empty: nowhere
 	socket    *sockdir.Socket
 	public    *public
+	rollout   *rollout.Reporter
 	admin     *adminapi.Server
 }
 
@@ -119,6 +121,7 @@ func (a *agent) wire(ctx context.Context) (_ *node, err error) {
 	if err := n.buildPublic(cfg, a); err != nil {
 		return nil, err
 	}
+	n.rollout = n.newRollout()
 	n.admin, err = adminapi.New(ctx, adminapi.Config{
 		SocketPath:  cfg.Admin.SocketPath,
 		TrustDomain: td,
@@ -319,6 +322,7 @@ func (n *node) socketNames(cfg *config.Agent) []string {
 func (n *node) run(ctx context.Context) error {
 	tasks := append(n.authorityTasks(),
 		daemon.Task{Name: "identities", Run: n.manager.Run},
+		daemon.Task{Name: "trust bundle's spread", Run: n.rollout.Run},
 		daemon.Task{Name: "public socket", Run: n.public.run},
 		daemon.Task{Name: "admin socket", Run: n.admin.Run},
 	)

@@ -56,14 +56,16 @@ type Client struct {
 	verified   atomic.Int64             // when a server proved itself last, Unix nanoseconds
 
 	hurry  chan struct{}
-	asked  atomic.Uint64              // syncs asked for by resync
-	synced *latest.Value[syncOutcome] // what became of them
-	first  atomic.Int64               // address to begin with
-	follow follower                   // belongs to the sync loop
-	store  bundleStore                // own and federated bundles
-	ledger ledger                     // entries, and those that went missing
-	batch  batcher                    // X.509-SVIDs waiting to be signed
-	report report                     // for Status
+	asked  atomic.Uint64                         // syncs asked for by resync
+	synced *latest.Value[syncOutcome]            // what became of them
+	first  atomic.Int64                          // address to begin with
+	follow follower                              // belongs to the sync loop
+	store  bundleStore                           // own and federated bundles
+	ledger ledger                                // entries, and those that went missing
+	batch  batcher                               // X.509-SVIDs waiting to be signed
+	report report                                // for Status
+	told   atomic.Pointer[authority.TrustReport] // the newest report on the trust bundle
+	tell   chan struct{}                         // it has to be sent
 }
 
 // rejection is the server's refusal of one SVID.
@@ -91,6 +93,7 @@ func New(cfg Config) (*Client, error) {
 		synced:   latest.New(syncOutcome{}),
 		wakeID:   make(chan struct{}, 1),
 		hurry:    make(chan struct{}, 1),
+		tell:     make(chan struct{}, 1),
 	}
 	c.life, c.stop = context.WithCancel(context.Background())
 	c.batch.limit = maxBatch
@@ -113,6 +116,7 @@ func (c *Client) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
 	loops.Go(func() { c.keepIdentity(ctx) })
 	loops.Go(func() { c.keepUp(ctx) })
+	loops.Go(func() { c.keepReports(ctx) })
 	if c.state != nil {
 		loops.Go(func() { c.keepState(ctx) })
 	}

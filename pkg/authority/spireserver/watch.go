@@ -84,6 +84,7 @@ func (c *Client) receiveChanges(ctx context.Context, l *link, alive func()) erro
 		return err
 	}
 	var pending *change
+	told := false
 	for {
 		ev, err := stream.Recv()
 		if err != nil {
@@ -104,6 +105,11 @@ func (c *Client) receiveChanges(ctx context.Context, l *link, alive func()) erro
 		if err := c.applyChange(pending); err != nil {
 			f.resume = ""
 			return err
+		}
+		if !told {
+			// Who pushes may have started anew and know nothing of us.
+			told = true
+			signal(c.tell)
 		}
 		pending = nil
 		c.follow.pace.failures = 0
