@@ -11,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/spiffe-node/spiffe-node/internal/adminapi/inspectpb"
@@ -25,6 +27,9 @@ func (a *app) statusCommand() *cobra.Command {
 		return a.connect(func(conn grpc.ClientConnInterface) error {
 			client := inspectpb.NewInspectClient(conn)
 			st, err := client.Status(ctx, &inspectpb.StatusRequest{})
+			if status.Code(err) == codes.Unimplemented {
+				return a.authorityStatus(ctx, conn, err)
+			}
 			if err != nil {
 				return err
 			}

@@ -99,3 +99,19 @@ func printTrust(w io.Writer, t *inspectpb.StatusResponse_Trust) {
 		line("", "%s still to be replaced: below a tainted or revoked key", count(n, "X.509-SVID", "X.509-SVIDs"))
 	}
 }
+
+// authorityStatus is the status of an authority that is no agent; without one of
+// ours it is the error that was met.
+func (a *app) authorityStatus(ctx context.Context, conn grpc.ClientConnInterface, met error) error {
+	keys, err := rotation(ctx, conn)
+	switch {
+	case err != nil:
+		return err
+	case keys == nil:
+		return met
+	}
+	return a.print(answer{message: keys, pretty: func() error {
+		printRotation(a.stdout, keys, time.Now())
+		return nil
+	}})
+}
