@@ -335,7 +335,7 @@ func (a *Authority) due(k kind, s slots, now time.Time) step {
 // outlives refuses a new CA that ends no later than the present one: upstream's
 // own end is near, and one short CA after the other would help nobody.
 func (a *Authority) outlives(made, present *slot, now time.Time) error {
-	if !present.usable(now) || made.notAfter.After(present.notAfter.Add(time.Minute)) || made.upstream != present.upstream {
+	if a.cfg.Upstream == nil || !present.usable(now) || made.notAfter.After(present.notAfter.Add(time.Minute)) || made.upstream != present.upstream {
 		return nil
 	}
 	return fmt.Errorf("upstream %s: a new CA would end at %s, no later than the present one; the CA above has to be renewed",
