@@ -251,7 +251,16 @@ agent list -selector a:b
 agent list -selector a
 agent list -selector a:b -matchSelectorsOn some
 agent list -expiresBefore soon
+agent list -canReattest false
+agent list -canReattest true
 agent count
+agent count -banned false
+agent count -banned true
+agent count -attestationType local
+agent count -canReattest true
+agent count -selector a:b
+token generate -ttl 0
+token generate -ttl 10 -spiffeID x
 agent show
 agent show -spiffeID x
 agent show -spiffeID spiffe://td/x
