@@ -15,7 +15,7 @@ comma    := ,
 # The race detector needs a C compiler; without one the tests run, but say so.
 RACE     := $(shell command -v cc >/dev/null 2>&1 && echo -race)
 
-.PHONY: help all build demo test unit sanity e2e fuzz-short lint fmt generate generate-check bench tools clean images deploy-test manifests
+.PHONY: help all build demo test unit sanity node-test e2e fuzz-short lint fmt generate generate-check bench tools clean images deploy-test manifests
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ demo: build ## the whole product on this machine in under a minute, nothing left
 	@$(BUILD) -o $(BIN)/ ./test/demo
 	@$(BIN)/demo -bin $(BIN)
 
-test: unit sanity ## all tests; the mount tests are real when run as root
+test: unit sanity node-test ## all tests; as root the mount tests are real, and so is the kubelet
 
 unit: ## tests of the product and its interoperation, with the race detector
 	go vet ./...
@@ -41,6 +41,9 @@ unit: ## tests of the product and its interoperation, with the race detector
 
 sanity: ## csi-sanity against the real driver
 	cd test/sanity && go test $(RACE) -count=1 -timeout 10m -v ./...
+
+node-test: ## the main path on a real kubelet in a few minutes (root; else says that it was not run)
+	./test/e2e/run.sh -if-possible -short -run '^TestCI$$'
 
 e2e: ## a real Kubernetes node on this machine (root; builds Kubernetes once, installs containerd)
 	./test/e2e/run.sh $(ARGS)

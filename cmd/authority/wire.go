@@ -85,6 +85,9 @@ func (p *process) wire(ctx context.Context) (_ *parts, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := out.addStartupTaint(td, nodes, p); err != nil {
+		return nil, err
+	}
 	out.admin, err = adminapi.New(ctx, adminapi.Config{
 		SocketPath:  cfg.Admin.SocketPath,
 		Group:       cfg.Admin.Group,

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -26,18 +27,19 @@ type checkFlags struct {
 func (a *app) checkCommand() *cobra.Command {
 	var f checkFlags
 	cmd := &cobra.Command{
-		Use:   "check [istio]",
+		Use:   "check [istio | uninstall]",
 		Short: "Finds what keeps pods from their identities, in a cluster or in files",
 		Long: "Finds what keeps pods from their identities: in the cluster of the kubeconfig, or with -f in files that were not applied yet " +
 			"(manifests, the output of helm template, values files of Istio and of spiffe-node, an IstioOperator).\n\n" +
 			"check looks at the driver, the nodes and the pods; check istio also at the mesh, its injection templates and the pods' annotations. " +
+			"check uninstall names the pods that would hang if the driver went now, and says what stays. " +
 			"It changes nothing. The exit code is 1 if there are errors.",
 		Example: "  kubectl spiffe check istio\n  kubectl spiffe check istio -f istio-values.yaml -f spiffe-values.yaml -f app.yaml\n" +
-			"  helm template app ./chart | kubectl spiffe check istio -f -",
+			"  helm template app ./chart | kubectl spiffe check istio -f -\n  kubectl spiffe check uninstall && helm delete -n spire-server spire",
 		Args:      cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs),
-		ValidArgs: []cobra.Completion{cobra.CompletionWithDesc("istio", "the rules of Istio too")},
+		ValidArgs: []cobra.Completion{cobra.CompletionWithDesc("istio", "the rules of Istio too"), cobra.CompletionWithDesc("uninstall", "what would hang without the driver")},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.check(cmd.Context(), &f, len(args) == 1)
+			return a.check(cmd.Context(), &f, strings.Join(args, ""))
 		},
 	}
 	flags := cmd.Flags()
@@ -48,21 +50,25 @@ func (a *app) checkCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) check(ctx context.Context, f *checkFlags, istio bool) error {
-	in := check.Input{Driver: f.driver, TrustDomain: f.trustDomain, Istio: istio}
+func (a *app) check(ctx context.Context, f *checkFlags, what string) error {
+	in := check.Input{Driver: f.driver, TrustDomain: f.trustDomain, Istio: what == "istio"}
+	rules := check.Run
+	if what == "uninstall" {
+		rules = check.Uninstall
+	}
 	var err error
 	switch {
 	case len(f.files) > 0:
 		err = a.readFiles(f.files, &in)
-	case a.inCluster():
-		err = a.readCluster(ctx, f, &in)
+	case !a.place.local && a.hasCluster():
+		err = a.readCluster(ctx, f, &in, what)
 	default:
 		err = errors.New("there is no kubeconfig to find a cluster by; files are named with -f")
 	}
 	if err != nil {
 		return err
 	}
-	findings := check.Run(in)
+	findings := rules(in)
 	errs, warns := 0, 0
 	for _, x := range findings {
 		switch x.Severity {
@@ -166,7 +172,7 @@ type collection struct {
 	needed bool
 }
 
-func (a *app) readCluster(ctx context.Context, f *checkFlags, in *check.Input) error {
+func (a *app) readCluster(ctx context.Context, f *checkFlags, in *check.Input, what string) error {
 	cluster, err := a.openCluster()
 	if err != nil {
 		return err
@@ -174,10 +180,18 @@ func (a *app) readCluster(ctx context.Context, f *checkFlags, in *check.Input) e
 	in.Cluster, in.Unread = true, map[string]string{}
 	// Only a namespace that was asked for: what is wrong is seldom where one is.
 	all := collections(a.place.kube.Namespace, f.istioNamespace, in.Istio)
+	if what == "uninstall" {
+		all = []collection{
+			{"Pod", "Pods", kube.PodsPath(a.place.kube.Namespace), "", true},
+			{"StatefulSet", "StatefulSets of spiffe-node", "/apis/apps/v1/statefulsets", "app.kubernetes.io/name=spiffe-node", false},
+		}
+	}
 	if in.Objects, err = listAll(ctx, cluster, all, in.Unread); err != nil {
 		return err
 	}
-	a.askAgents(ctx, cluster, in)
+	if what != "uninstall" {
+		a.askAgents(ctx, cluster, in)
+	}
 	return nil
 }
 

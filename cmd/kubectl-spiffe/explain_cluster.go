@@ -56,7 +56,7 @@ func (a *app) explainPod(ctx context.Context, arg string) error {
 	if err != nil {
 		v.rulesUnknown = err.Error()
 	}
-	if len(v.explanations) == 0 {
+	if !v.connected() {
 		v.registered = driverOnNode(ctx, cluster, &v.pod)
 		v.events = warnings(ctx, cluster, &v.pod)
 	}
@@ -178,7 +178,7 @@ func workloadVolume(spec *corev1.PodSpec) (driver string, containers []string) {
 // verdict is one word and what to do next, for a pod whose processes the agent
 // does not know.
 func (v *podView) verdict() (word, next string) {
-	if len(v.explanations) > 0 {
+	if v.connected() {
 		x := slices.MinFunc(v.explanations, func(x, y *inspectpb.Explanation) int {
 			return cmp.Compare(severity(x.GetVerdict()), severity(y.GetVerdict()))
 		})
@@ -204,7 +204,19 @@ func (v *podView) verdict() (word, next string) {
 	case !started:
 		return "not started", "no container runs yet; the warnings below, if any, say why"
 	}
-	return "not connected", "the containers run but none has opened the socket: is the client's path that of the mount?"
+	if len(v.explanations) > 0 {
+		return v.explanations[0].GetVerdict(), v.explanations[0].GetNextStep()
+	}
+	return notConnected, "the containers run but none has opened the socket: is the client's path that of the mount?"
+}
+
+// notConnected is the agent's word for a pod whose volume is mounted and none
+// of whose processes has called.
+const notConnected = "not connected"
+
+// connected says whether the agent knows a process of the pod.
+func (v *podView) connected() bool {
+	return slices.ContainsFunc(v.explanations, func(x *inspectpb.Explanation) bool { return x.GetVerdict() != notConnected })
 }
 
 // severity orders verdicts, what needs attention first.

@@ -42,6 +42,9 @@ type place struct {
 	once    sync.Once
 	cluster *kube.Cluster
 	err     error
+
+	lookOnce sync.Once
+	answers  bool // the socket of this machine
 }
 
 func (p *place) register(flags *pflag.FlagSet) {
@@ -65,17 +68,32 @@ func (a *app) ofPods(cmd *cobra.Command) *cobra.Command {
 }
 
 // inCluster decides between this machine's socket and a cluster: a socket that
-// was named wins, then a cluster that was named, then a kubeconfig that is
-// there.
+// was named wins, then a cluster that was named, by KUBECONFIG too. Where only
+// the home directory has a kubeconfig, a socket that this user may open comes
+// first: whoever is the owner of an agent on this machine means that one.
 func (a *app) inCluster() bool {
 	switch {
 	case a.place.local || a.place.socketChosen() || a.instance != "" || a.getenv(envSocket) != "":
 		return false
-	case a.place.kube.Context != "" || a.place.kube.Kubeconfig != "":
+	case !a.hasCluster():
+		return false
+	case a.place.kube.Context != "" || a.place.kube.Kubeconfig != "" || a.getenv("KUBECONFIG") != "":
 		return true
 	}
+	a.place.lookOnce.Do(func() {
+		conn, err := net.DialTimeout("unix", a.socketPath, time.Second) //nolint:noctx // one look at a file
+		if a.place.answers = err == nil; a.place.answers {
+			_ = conn.Close()
+		}
+	})
+	return !a.place.answers
+}
+
+// hasCluster says whether there is a cluster to speak to, for commands that are
+// about nothing else.
+func (a *app) hasCluster() bool {
 	a.place.kube.Getenv = a.getenv
-	return len(a.place.kube.Files()) > 0
+	return a.place.kube.Context != "" || a.place.kube.Kubeconfig != "" || len(a.place.kube.Files()) > 0
 }
 
 // openCluster reads the kubeconfig once.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -117,6 +118,17 @@ func (n *node) hurry() {
 	if n.server != nil {
 		n.server.Hurry()
 	}
+}
+
+// certificate is this agent's own SVID.
+func (n *node) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if n.server != nil {
+		return n.server.Certificate()
+	}
+	if cert := n.self.svid.Load(); cert != nil {
+		return cert, nil
+	}
+	return nil, errors.New("the agent has no SVID yet")
 }
 
 // agentID is this agent's SPIFFE ID; zero until the node is attested.

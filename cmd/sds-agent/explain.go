@@ -50,6 +50,9 @@ func (i inspector) Explain(ctx context.Context, target adminapi.Target) ([]admin
 		}
 		order = append(order, x)
 	}
+	if len(order) == 0 && i.node.ledger != nil {
+		order = i.explainSilent(target)
+	}
 	if len(order) == 0 {
 		return nil, fmt.Errorf("%w: no process of pod %s/%s is connected; does the pod mount a csi.spiffe.io volume on this node?", adminapi.ErrNotFound, target.PodNamespace, target.PodName)
 	}
@@ -102,6 +105,13 @@ func (i inspector) explain(c attest.Caller, subject attest.Subject, err error) a
 			in.Entries = append(in.Entries, svid.EntryStatus{Entry: e})
 		}
 	}
+	i.fill(&ex, in)
+	i.judge(&ex, in, known)
+	return ex
+}
+
+// fill adds the entries that match, or those that nearly do.
+func (i inspector) fill(ex *adminapi.Explanation, in svid.Inspection) {
 	for k, e := range in.Entries {
 		ex.Matches = append(ex.Matches, adminapi.Match{
 			EntryID: e.Entry.ID, SPIFFEID: e.Entry.SPIFFEID.String(), ParentID: e.Entry.ParentID.String(),
@@ -109,15 +119,14 @@ func (i inspector) explain(c attest.Caller, subject attest.Subject, err error) a
 			Serial: e.Serial, NotBefore: e.NotBefore, ExpiresAt: e.NotAfter, LastError: e.LastError,
 		})
 	}
-	i.judge(&ex, in, known)
-	if len(in.Entries) == 0 {
-		for _, n := range set.Nearest(in.Selectors, nearest) {
-			ex.Nearest = append(ex.Nearest, adminapi.Near{
-				EntryID: n.Entry.ID, SPIFFEID: n.Entry.SPIFFEID.String(), Selectors: n.Entry.Selectors, Missing: n.Missing,
-			})
-		}
+	if len(in.Entries) > 0 {
+		return
 	}
-	return ex
+	for _, n := range i.node.manager.Entries().Nearest(in.Selectors, nearest) {
+		ex.Nearest = append(ex.Nearest, adminapi.Near{
+			EntryID: n.Entry.ID, SPIFFEID: n.Entry.SPIFFEID.String(), Selectors: n.Entry.Selectors, Missing: n.Missing,
+		})
+	}
 }
 
 func (i inspector) judge(ex *adminapi.Explanation, in svid.Inspection, connected bool) {
@@ -173,6 +182,44 @@ func (i inspector) explainAbsent(ctx context.Context, pid int32) (*adminapi.Expl
 	ex := i.explain(caller, subject, err)
 	ex.Phases = append([]adminapi.Phase{{Name: "not connected", Detail: "the process has no connection to the public socket"}}, ex.Phases...)
 	return &ex, nil
+}
+
+// explainSilent is what the publish ledger knows of a pod none of whose
+// processes has opened the socket: the volume is there, and this is what a
+// process would get.
+func (i inspector) explainSilent(t adminapi.Target) []*adminapi.Explanation {
+	var out []*adminapi.Explanation
+	for _, rec := range i.node.ledger.Named(t.PodNamespace, t.PodName) {
+		pod := rec.Pod()
+		if known, ok := i.node.pods.Pod(rec.PodUID); ok {
+			pod = known
+		}
+		selectors := attest.NewSelectors(pod.K8sSelectors()...)
+		ex := &adminapi.Explanation{
+			Caller: adminapi.CallerInfo{
+				PodUID: rec.PodUID, PodNamespace: rec.PodNamespace, PodName: rec.PodName, ServiceAccount: rec.ServiceAccount,
+				Witnesses: strings.Split(pod.Witness, ","), Selectors: selectors,
+			},
+			Verdict: adminapi.VerdictNotConnected,
+			Phases: []adminapi.Phase{
+				{Name: "volume mounted", At: rec.Published, Detail: rec.VolumeName},
+				{Name: "not connected", Detail: "no process of the pod has a connection to the socket"},
+			},
+		}
+		in := svid.Inspection{Selectors: selectors}
+		matched := i.node.manager.Entries().Match(selectors)
+		entry.Sort(matched, i.node.order, i.agent.cfg.SDS.DefaultHint)
+		for _, e := range matched {
+			in.Entries = append(in.Entries, svid.EntryStatus{Entry: e})
+		}
+		i.fill(ex, in)
+		ex.NextStep = "no process has opened the socket: is the client's path that of the mount? It would get the identity below"
+		if len(matched) == 0 {
+			ex.NextStep = "no process has opened the socket, and by what is known of the pod no entry would match it: see the nearest below"
+		}
+		out = append(out, ex)
+	}
+	return out
 }
 
 // heldProcess is a process held by a pidfd of our own.

@@ -5,11 +5,13 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe-node/spiffe-node/internal/adminapi"
@@ -27,6 +29,7 @@ type self struct {
 	node      *node
 	selectors attest.Selectors
 	renewAt   time.Time
+	svid      atomic.Pointer[tls.Certificate]
 }
 
 // start registers the agent. A banned one must not serve; one whose record
@@ -82,6 +85,7 @@ func (s *self) register(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("record agent %s: %w", s.node.id, err)
 	}
+	s.svid.Store(&tls.Certificate{Certificate: issued.Chain, PrivateKey: key, Leaf: leaf})
 	s.renewAt = time.Now().Add(time.Until(issued.NotAfter) / 2)
 	return nil
 }

@@ -17,8 +17,10 @@ import (
 	"github.com/spiffe-node/spiffe-node/internal/config"
 	"github.com/spiffe-node/spiffe-node/internal/daemon"
 	"github.com/spiffe-node/spiffe-node/internal/federation"
+	"github.com/spiffe-node/spiffe-node/internal/inspecttls"
 	"github.com/spiffe-node/spiffe-node/internal/ledger"
 	"github.com/spiffe-node/spiffe-node/internal/peersock"
+	"github.com/spiffe-node/spiffe-node/internal/podevent"
 	"github.com/spiffe-node/spiffe-node/internal/podinfo"
 	"github.com/spiffe-node/spiffe-node/internal/rollout"
 	"github.com/spiffe-node/spiffe-node/internal/sockdir"
@@ -51,6 +53,8 @@ type node struct {
 	public    *public
 	rollout   *rollout.Reporter
 	admin     *adminapi.Server
+	inspect   *inspecttls.Server // nil: off
+	events    *podevent.Reporter // nil: no API server
 }
 
 // wire builds the parts. It is the only place that knows them all.
@@ -97,6 +101,7 @@ func (a *agent) wire(ctx context.Context) (_ *node, err error) {
 		MaxIdle:            cfg.Identity.MaxX509SVIDs,
 		MaxJWT:             cfg.Identity.MaxJWTSVIDs,
 		OnLate:             n.onLate,
+		OnAmbiguous:        n.onAmbiguous,
 		OnPark:             n.hurry,
 		Logger:             a.log,
 		Audit:              a.audit,
@@ -134,6 +139,9 @@ func (a *agent) wire(ctx context.Context) (_ *node, err error) {
 		Audit:       a.audit,
 	})
 	if err != nil {
+		return nil, err
+	}
+	if err := n.openCluster(ctx, a); err != nil {
 		return nil, err
 	}
 	return n, nil
@@ -297,6 +305,7 @@ func (n *node) openAuthority(ctx context.Context, cfg *config.Agent, td spiffeid
 func (n *node) onLate(s attest.Subject, what string, since time.Time) {
 	attrs := append([]slog.Attr{slog.String("waits_for", what), slog.Duration("since", time.Since(since))}, s.LogAttrs()...)
 	n.log.LogAttrs(context.Background(), slog.LevelWarn, "a caller has been waiting for its identity; kubectl-spiffe explain says why", attrs...)
+	n.reportLate(s, since)
 }
 
 // ready is nil when a caller that matches an entry would be served.
@@ -329,11 +338,20 @@ func (n *node) run(ctx context.Context) error {
 	if n.ledger != nil {
 		tasks = append(tasks, daemon.Task{Name: "publish ledger", Run: n.ledger.Run}, daemon.Task{Name: "pods", Run: n.pods.Run})
 	}
+	if n.events != nil {
+		tasks = append(tasks, daemon.Task{Name: "pod events", Run: n.events.Run})
+	}
+	if n.inspect != nil {
+		tasks = append(tasks, daemon.Task{Name: "inspect port", Run: n.inspect.Run})
+	}
 	return errors.Join(daemon.Run(ctx, n.log, tasks...), n.closeAuthority())
 }
 
 // discard gives up parts that never ran.
 func (n *node) discard() {
+	if n.inspect != nil {
+		_ = n.inspect.Close()
+	}
 	if n.admin != nil {
 		_ = n.admin.Close()
 	}

@@ -232,10 +232,11 @@ var variants = map[string][]string{
 		"global.spire.trustDomain=example.org", "authority.embedded.upstreamAuthority.spire.enabled=true",
 		"authority.embedded.upstreamAuthority.spire.upstreamDriver=upstream.csi.spiffe.io", "authority.embedded.upstreamAuthority.spire.server.address=spire-root.example.org",
 	},
-	"kubelet": {"global.spire.trustDomain=example.org", "node.agent.pods.source=kubelet"},
+	"kubelet":        {"global.spire.trustDomain=example.org", "node.agent.pods.source=kubelet"},
+	"start-up taint": {"global.spire.trustDomain=example.org", "startupTaint.enabled=true"},
 	"other places": {
 		"global.spire.trustDomain=example.org", "kubeletPath=/var/snap/microk8s/common/var/lib/kubelet", "pluginName=b.csi.spiffe.io",
-		"socket.directory=/run/b/sockets", "stateDirectory=/run/b/state", "csiDriverObject.create=false", "networkPolicy.enabled=false",
+		"socket.directory=/run/b/sockets", "stateDirectory=/run/b/state", "csiDriverObject.create=false", "networkPolicy.enabled=false", "node.agent.inspect.enabled=false",
 	},
 }
 

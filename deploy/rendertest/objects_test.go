@@ -218,8 +218,14 @@ func TestAgentPermissions(t *testing.T) {
 	eachVariant(t, func(t *testing.T, r *rendered) {
 		t.Helper()
 		role := find[*rbacv1.ClusterRole](t, r, "spire-server-spire-agent")
-		want := map[string][]string{"pods": {"get", "list", "watch"}, "events": {"create"}}
+		want := map[string][]string{
+			"pods": {"get", "list", "watch"}, "events": {"create"},
+			"tokenreviews": {"create"}, "subjectaccessreviews": {"create"}, // for the Inspect port
+		}
 		switch {
+		case strings.HasSuffix(t.Name(), "/other_places"):
+			delete(want, "tokenreviews")
+			delete(want, "subjectaccessreviews")
 		case strings.HasSuffix(t.Name(), "/pods"):
 			want["namespaces"] = []string{"get", "list", "watch"}
 		case strings.HasSuffix(t.Name(), "/kubelet"):
@@ -266,6 +272,28 @@ func TestAuthorityPermissions(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, writes); diff != "" {
 		t.Errorf("the authority writes (-want +got):\n%s", diff)
+	}
+}
+
+// TestStartupTaint: whoever removes the taint may patch nodes and runs on tainted
+// ones; nobody else may and does.
+func TestStartupTaint(t *testing.T) {
+	for name, on := range map[string]bool{"default": false, "start-up taint": true} {
+		r := render(t, variants[name]...)
+		a, err := config.ParseAuthority("authority.yaml", []byte(find[*corev1.ConfigMap](t, r, "spire-server").Data["authority.yaml"]), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		patches := false
+		for _, rule := range find[*rbacv1.ClusterRole](t, r, "spire-server-spire-server").Rules {
+			patches = patches || slices.Contains(rule.Resources, "nodes") && slices.Contains(rule.Verbs, "patch")
+		}
+		tolerates := slices.ContainsFunc(find[*appsv1.StatefulSet](t, r, "spire-server").Spec.Template.Spec.Tolerations, func(o corev1.Toleration) bool {
+			return o.Key == "spiffe-node.io/agent-not-ready" && o.Operator == corev1.TolerationOpExists && o.Effect == ""
+		})
+		if (a.StartupTaint.Key != "") != on || patches != on || tolerates != on {
+			t.Errorf("%s: key %q, may patch nodes %t, tolerates the taint %t", name, a.StartupTaint.Key, patches, tolerates)
+		}
 	}
 }
 

@@ -56,6 +56,7 @@ func TestRefused(t *testing.T) {
 		"no Secret":               {[]string{td, "authority.embedded.upstreamAuthority.disk.enabled=true", "authority.embedded.upstreamAuthority.disk.secret.name="}, "disk.secret.name is missing"},
 		"no parent":               {[]string{td, "authority.embedded.upstreamAuthority.spire.enabled=true"}, "needs server.address"},
 		"own driver":              {[]string{td, "authority.embedded.upstreamAuthority.spire.enabled=true", "authority.embedded.upstreamAuthority.spire.upstreamDriver=csi.spiffe.io", "authority.embedded.upstreamAuthority.spire.server.address=a"}, "ask itself"},
+		"taint of nobody":         {[]string{td, "authority.mode=external", "authority.external.address=a:1", "startupTaint.enabled=true"}, "embedded authority"},
 		"persistence":             {[]string{td, "authority.embedded.persistence.type=nfs"}, "type"},
 	} {
 		t.Run(name, func(t *testing.T) {

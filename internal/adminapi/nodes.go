@@ -84,6 +84,8 @@ type Nodes struct {
 	mu    sync.Mutex
 	views map[spiffeid.ID]*nodeView
 	made  uint64 // views so far
+	// watching is how many streams each agent has that have been told all.
+	watching map[spiffeid.ID]int
 }
 
 // limits are the rate limits, each per address.
@@ -115,6 +117,7 @@ func NewNodes(cfg NodesConfig) (*Nodes, error) {
 		attestors: make(map[string]NodeAttestor),
 		instance:  strings.ToLower(rand.Text()),
 		views:     make(map[spiffeid.ID]*nodeView),
+		watching:  make(map[spiffeid.ID]int),
 		limits: limits{
 			publish: newLimiter(500, "rejecting request due to key publishing rate limiting"),
 			status:  newLimiter(10, "rejecting request due to post status rate limiting"),
@@ -167,6 +170,39 @@ func (n *Nodes) sweepLocked() {
 	for id, v := range n.views {
 		if a, err := n.cfg.Authority.Agent(id); err != nil || a.Row != v.row {
 			delete(n.views, id)
+		}
+	}
+}
+
+// Serving is nil when the agent is attested, not banned, and holds a stream on
+// which it has been told all it is authorized for; else what it lacks.
+func (n *Nodes) Serving(id spiffeid.ID) error {
+	agent, err := n.cfg.Authority.Agent(id)
+	switch {
+	case err != nil:
+		return fmt.Errorf("agent %s is not attested", id)
+	case agent.Banned:
+		return fmt.Errorf("agent %s is banned", id)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.watching[id] == 0 {
+		return fmt.Errorf("agent %s is not connected", id)
+	}
+	return nil
+}
+
+// serves notes that an agent holds a stream; the returned function that it has
+// ended.
+func (n *Nodes) serves(id spiffeid.ID) (ended func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.watching[id]++
+	return func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.watching[id]--; n.watching[id] == 0 {
+			delete(n.watching, id)
 		}
 	}
 }

@@ -122,6 +122,9 @@ const (
 	VerdictLate      = "late"
 	VerdictDenied    = "denied"
 	VerdictOverLimit = "over limit"
+	// VerdictNotConnected: the pod's volume is mounted, and no process of it
+	// has opened the socket.
+	VerdictNotConnected = "not connected"
 )
 
 // Explanation says what one process gets and why.

@@ -45,11 +45,20 @@ func (s *watchService) Watch(req *watchpb.WatchRequest, stream grpc.ServerStream
 	defer expired.Stop()
 	alive := time.NewTicker(watchKeepalive)
 	defer alive.Stop()
+	var ended func()
+	defer func() {
+		if ended != nil {
+			ended()
+		}
+	}()
 	for resume := req.GetResume(); ; resume = "" {
 		// Taken before looking, so that nothing falls in between.
 		changes := s.nodes.cfg.Authority.Changes()
 		if err := w.push(resume); err != nil {
 			return err
+		}
+		if ended == nil {
+			ended = s.nodes.serves(c.agent.ID)
 		}
 		select {
 		case <-changes.Entries:

@@ -124,6 +124,12 @@ func TestWatchPushesChanges(t *testing.T) {
 		t.Errorf("entry %v lacks something", e)
 	}
 
+	if err := s.nodes.Serving(other.id); err == nil || !strings.Contains(err.Error(), "not connected") {
+		t.Errorf("an agent without a stream: %v", err)
+	}
+	if err := s.nodes.Serving(spiffeid.RequireFromPath(td, "/spire/agent/nobody")); err == nil || !strings.Contains(err.Error(), "not attested") {
+		t.Errorf("an agent that never came: %v", err)
+	}
 	s.entry(t, other.id, "/not-ours-either") // says nothing
 	start := time.Now()
 	second := s.entry(t, agent.id, "/w2")
@@ -132,6 +138,9 @@ func TestWatchPushesChanges(t *testing.T) {
 	p.want("/w1", "/w2")
 	if p.reset || p.news != 1 {
 		t.Errorf("reset %t, %d news", p.reset, p.news)
+	}
+	if err := s.nodes.Serving(agent.id); err != nil {
+		t.Errorf("an agent with a stream: %v", err)
 	}
 	if _, err := s.UpdateEntry(t.Context(), first.ID, func(e *entry.Entry) error { e.Hint = "new"; return nil }); err != nil {
 		t.Fatal(err)

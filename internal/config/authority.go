@@ -28,6 +28,7 @@ type AuthorityProcess struct {
 	NodeAttestation NodeAttestation `yaml:"nodeAttestation"`
 	Registration    Registration    `yaml:"registration"`
 	Federation      Federation      `yaml:"federation"`
+	StartupTaint    StartupTaint    `yaml:"startupTaint"`
 	RateLimits      RateLimits      `yaml:"rateLimits"`
 	Health          Health          `yaml:"health"`
 	Log             Log             `yaml:"log"`
@@ -89,6 +90,12 @@ type Registration struct {
 	IgnoreClassless  bool     `yaml:"ignoreClassless" doc:"Leave resources without a class to others."`
 }
 
+// StartupTaint is taken off nodes that can give pods their identities.
+type StartupTaint struct {
+	Key    string `yaml:"key" doc:"Taint that is removed from a node once its driver is registered and its agent can issue, whatever its effect; empty: none is. Needs the right to patch nodes."`
+	Driver string `yaml:"driver" doc:"Name of the CSI driver that must be registered."`
+}
+
 // RateLimits are those of the TLS listener, per address of a caller.
 type RateLimits struct {
 	Attestation bool `yaml:"attestation" doc:"Let an address attest once per second; more wait."`
@@ -114,9 +121,10 @@ func DefaultAuthority() AuthorityProcess {
 			Profile: ProfileSPIFFE, RefreshHint: Duration(5 * time.Minute),
 			ACME: ACME{CacheDirectory: "/var/lib/spiffe-node/bundle-acme"},
 		}},
-		RateLimits: RateLimits{Attestation: true, Signing: true},
-		Health:     Health{Address: "0.0.0.0:9983"},
-		Log:        agent.Log,
+		RateLimits:   RateLimits{Attestation: true, Signing: true},
+		Health:       Health{Address: "0.0.0.0:9983"},
+		Log:          agent.Log,
+		StartupTaint: StartupTaint{Driver: "csi.spiffe.io"},
 	}
 }
 
@@ -148,6 +156,7 @@ func (a *AuthorityProcess) problems(*yaml.Node) []*Problem {
 	if a.Registration.Enabled && a.NodeAttestation.K8sPSAT.Cluster == "" {
 		c.add("registration.enabled", "needs nodeAttestation.k8sPSAT.cluster: entries name the agents by cluster and node")
 	}
+	a.StartupTaint.check(&c, a.NodeAttestation.K8sPSAT.Cluster)
 	for i, text := range a.Registration.IgnoreNamespaces {
 		if _, err := regexp.Compile(text); err != nil {
 			c.add(fmt.Sprintf("registration.ignoreNamespaces[%d]", i), "%q: %v", text, err)
@@ -158,6 +167,27 @@ func (a *AuthorityProcess) problems(*yaml.Node) []*Problem {
 	c.oneOf("log.level", strings.ToLower(a.Log.Level), "debug", "info", "warn", "error")
 	c.oneOf("log.format", a.Log.Format, "json", "text")
 	return c
+}
+
+// taintKey is what the API server takes for one.
+var taintKey = regexp.MustCompile(`^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$`)
+
+func (s *StartupTaint) check(c *collector, cluster string) {
+	if s.Key == "" {
+		return
+	}
+	if !taintKey.MatchString(s.Key) {
+		c.add("startupTaint.key", "%q is not the key of a taint, such as spiffe-node.io/agent-not-ready", s.Key)
+	}
+	if strings.HasPrefix(s.Key, "node.kubernetes.io/") || strings.HasPrefix(s.Key, "node-role.kubernetes.io/") {
+		c.add("startupTaint.key", "%q belongs to Kubernetes; choose one of your own", s.Key)
+	}
+	if s.Driver == "" {
+		c.add("startupTaint.driver", "is missing; name the CSI driver")
+	}
+	if cluster == "" {
+		c.add("startupTaint.key", "needs nodeAttestation.k8sPSAT.cluster: an agent's ID says on which node it is")
+	}
 }
 
 // hostPort checks an address that may be empty.

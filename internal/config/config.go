@@ -52,6 +52,7 @@ type Agent struct {
 	SDS         SDS         `yaml:"sds"`
 	WorkloadAPI WorkloadAPI `yaml:"workloadAPI"`
 	Limits      Limits      `yaml:"limits"`
+	Inspect     Inspect     `yaml:"inspect"`
 	Health      Health      `yaml:"health"`
 	Log         Log         `yaml:"log"`
 }
@@ -157,6 +158,11 @@ type Limits struct {
 	ConnectionsPerPod int `yaml:"connectionsPerPod" doc:"Open connections of one pod, or of one user outside pods."`
 	ParkedPerPod      int `yaml:"parkedPerPod" doc:"Waiting calls of one pod, or of one user outside pods."`
 	StreamsPerConn    int `yaml:"streamsPerConnection" doc:"Open streams on one connection."`
+}
+
+// Inspect is the endpoint that answers kubectl spiffe without a shell.
+type Inspect struct {
+	Address string `yaml:"address" doc:"host:port of the Inspect service over TLS, with the agent's SVID, for callers whose tokens and rights the API server confirms (kubernetes mode; attestation.kubernetes.pods.kubeconfig names the API server outside a pod). A loopback address is enough for kubectl spiffe. Empty: off."`
 }
 
 // Health is the health and metrics endpoint.

@@ -91,6 +91,22 @@ func (r *Reader) Record(uid string) (Record, bool) {
 	return r.newest(uid)
 }
 
+// Named are the newest records of pods of that name, one for each UID.
+func (r *Reader) Named(namespace, name string) []Record {
+	seen := map[string]bool{}
+	var out []Record
+	for _, rec := range r.all() {
+		if rec.PodNamespace != namespace || rec.PodName != name || seen[rec.PodUID] {
+			continue
+		}
+		seen[rec.PodUID] = true
+		if newest, ok := r.Record(rec.PodUID); ok {
+			out = append(out, newest)
+		}
+	}
+	return out
+}
+
 // Len is the number of volumes in the ledger.
 func (r *Reader) Len() int {
 	r.mu.RLock()

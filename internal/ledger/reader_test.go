@@ -90,6 +90,9 @@ func TestReaderFollowsTheWriter(t *testing.T) {
 	if got, ok := r.Record(uid); !ok || got != rec {
 		t.Errorf("%+v, %v", got, ok)
 	}
+	if got := r.Named("default", "web-0"); len(got) != 2 || len(r.Named("default", "other")) != 0 || len(r.Named("other", "web-0")) != 0 {
+		t.Errorf("by name: %+v", got)
+	}
 	eventually(t, "the watcher is told", func() bool { return told.Load() == 1 })
 	eventually(t, "the volume is announced", func() bool { return p.is("csi-early", "csi-a") })
 

@@ -293,6 +293,9 @@ type Status struct {
 	Links []LinkStatus
 }
 
+// HasAPI says whether pods come from the API server.
+func (s *Source) HasAPI() bool { return s.cfg.API != nil }
+
 // Status says how the Source is doing.
 func (s *Source) Status() Status {
 	out := Status{Pods: s.store.len()}

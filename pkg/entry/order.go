@@ -45,6 +45,15 @@ func (o Order) Compare(a, b *Entry, hint string) int {
 	)
 }
 
+// Tied says that only age, or the ID, decides which of the two comes first: the
+// order was not meant by whoever wrote them. OrderSPIRE goes by the ID alone,
+// which who chose it knows.
+func (o Order) Tied(a, b *Entry, hint string) bool {
+	return o == OrderNode &&
+		(hint == "" || (a.Hint == hint) == (b.Hint == hint)) &&
+		a.Fallback == b.Fallback && a.Selectors.Len() == b.Selectors.Len()
+}
+
 // Sort orders entries in place, the default identity first.
 func Sort(entries []*Entry, order Order, hint string) {
 	slices.SortFunc(entries, func(a, b *Entry) int { return order.Compare(a, b, hint) })

@@ -71,4 +71,20 @@ func (m *Manager) record(v *view, handed, pic *picture) {
 			write(i, "withdrawn")
 		}
 	}
+	m.tellAmbiguous(v, before, pic.update.Identities)
+}
+
+// tellAmbiguous reports a default identity that was left to chance, once for
+// each pair.
+func (m *Manager) tellAmbiguous(v *view, before, now []*Identity) {
+	f := m.cfg.OnAmbiguous
+	if f == nil || len(now) < 2 {
+		return
+	}
+	a, b := now[0].Entry, now[1].Entry
+	if a.SPIFFEID == b.SPIFFEID || !m.cfg.Order.Tied(a, b, m.cfg.DefaultHint) ||
+		len(before) > 1 && before[0].Entry.ID == a.ID && before[1].Entry.ID == b.ID {
+		return
+	}
+	m.guard(func() { f(v.subject, a, b) })
 }

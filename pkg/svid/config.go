@@ -55,6 +55,10 @@ type Config struct {
 	// OnLate is told once of each caller that has been parked for LateAfter.
 	// It must not block. nil = nobody is told.
 	OnLate func(s attest.Subject, what string, since time.Time)
+	// OnAmbiguous is told when a caller is handed a default identity that only
+	// its entry's age put before another of a different SPIFFE ID. It must not
+	// block. nil = nobody is told.
+	OnAmbiguous func(s attest.Subject, chosen, other *entry.Entry)
 	// OnPark is told whenever a caller begins to wait, so that an authority that
 	// is polled can be asked at once. It must not block. nil = nobody is told.
 	OnPark func()

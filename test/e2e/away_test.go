@@ -20,17 +20,7 @@ func testDriverAway(t *testing.T) {
 	forced := create(t, on.workloads, probePod("forced", "web"))
 	probeLog(t, waits, time.Minute, has("default"))
 	probeLog(t, forced, time.Minute, has("default"))
-	product := agentPod(t)
-	place := func(selector any) {
-		patch := map[string]any{"spec": map[string]any{"template": map[string]any{"spec": map[string]any{"nodeSelector": selector}}}}
-		if err := node.API(within(t, 30*time.Second), http.MethodPatch, "/apis/apps/v1/namespaces/"+on.namespace+"/daemonsets/spiffe-node", patch, nil); err != nil {
-			t.Fatal(err)
-		}
-	}
-	place(map[string]any{"nowhere": "true"})
-	if err := node.WaitGone(within(t, time.Minute), on.namespace, product.Metadata.Name, product.Metadata.UID); err != nil {
-		t.Fatal(err)
-	}
+	productAway(t)
 	ctx := within(t, time.Minute)
 	if err := node.DeletePod(ctx, on.workloads, "waits", -1); err != nil {
 		t.Fatal(err)
@@ -46,7 +36,7 @@ func testDriverAway(t *testing.T) {
 		t.Errorf("pod deleted while the driver is away has %d mounts, want its one", n)
 	}
 	begun := time.Now()
-	place(map[string]any{"nowhere": nil})
+	placeProduct(t, map[string]any{"nowhere": nil})
 	newProductPod(t)
 	t.Logf("product back and Ready after %s", time.Since(begun).Round(time.Millisecond))
 	if err := node.WaitGone(within(t, 2*time.Minute), on.workloads, "waits", waits.Metadata.UID); err != nil {
@@ -55,6 +45,25 @@ func testDriverAway(t *testing.T) {
 	t.Logf("pod deleted meanwhile is gone %s after the product was asked back", time.Since(begun).Round(time.Millisecond))
 	gone(t, waits)
 	gone(t, forced)
+}
+
+// productAway takes the product's pod off the node until placeProduct has it back.
+func productAway(t *testing.T) {
+	t.Helper()
+	product := agentPod(t)
+	placeProduct(t, map[string]any{"nowhere": "true"})
+	if err := node.WaitGone(within(t, time.Minute), on.namespace, product.Metadata.Name, product.Metadata.UID); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// placeProduct sets labels of nodes that the DaemonSet asks for.
+func placeProduct(t *testing.T, labels map[string]any) {
+	t.Helper()
+	patch := map[string]any{"spec": map[string]any{"template": map[string]any{"spec": map[string]any{"nodeSelector": labels}}}}
+	if err := node.API(within(t, 30*time.Second), http.MethodPatch, "/apis/apps/v1/namespaces/"+on.namespace+"/daemonsets/spiffe-node", patch, nil); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // testAPIAway stops the API server and kills the agent: running pods get their

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
@@ -105,6 +104,8 @@ func TestChart(t *testing.T) {
 		{"upgrade", testUpgrade},
 		{"known", testKnown},
 		{"plugin", testPlugin},
+		{"team", testTeam},
+		{"events", testEvents},
 		{"label", testLabel},
 		{"resource", testResource},
 		{"manual", testManual},
@@ -117,6 +118,7 @@ func TestChart(t *testing.T) {
 		{"authority restart", testAuthorityRestart},
 		{"authority away", testAuthorityAway},
 		{"rollout", testRollout},
+		{"start-up taint", testStartupTaint},
 		{"driver away", testDriverAway},
 		{"API server away", testAPIAway},
 		{"reboot", testReboot},
@@ -129,6 +131,9 @@ func TestChart(t *testing.T) {
 
 func testInstall(t *testing.T) {
 	t.Helper()
+	if err := node.BuildHelm(within(t, 15*time.Minute), "."); err != nil {
+		t.Fatal(err)
+	}
 	begun := time.Now()
 	helm(t, "upgrade", "--install", "-n", chartSpace, "spire-crds", "../../deploy/helm/spiffe-node-crds", "--create-namespace")
 	helm(t, append([]string{"upgrade", "--install", "-n", chartSpace, "spire", "../../deploy/helm/spiffe-node", "--wait", "--set", "global.spire.trustDomain=" + trustDomain}, here...)...)
@@ -174,7 +179,7 @@ func testUpgrade(t *testing.T) {
 // testRollout replaces the product's pod by another of the same chart.
 func testRollout(t *testing.T) {
 	t.Helper()
-	rollOut(t, "clusterSPIFFEIDs.default.enabled=false", "node.agent.logLevel=info")
+	rollOut(t, "clusterSPIFFEIDs.default.enabled=false", "node.agent.logLevel=info", "startupTaint.enabled=true")
 }
 
 // rollOut changes values and says what the running pods' streams saw of it.
@@ -264,43 +269,6 @@ func withdrawn(t *testing.T, pod *cluster.Pod, n int) probe.Event {
 		t.Errorf("the stream ended with %s %q for %q, want PermissionDenied for default", ev.Code, ev.Message, ev.Name)
 	}
 	return ev
-}
-
-// testPlugin runs kubectl spiffe as an administrator does, through the cluster.
-func testPlugin(t *testing.T) {
-	t.Helper()
-	pod := pods(t)[0]
-	name, id := "pod/"+pod.Metadata.Name, "spiffe://"+trustDomain+"/ns/"+on.workloads+"/sa/web"
-	for _, tc := range []struct {
-		args []string
-		want []string
-	}{
-		{[]string{"status", "-A"}, []string{node.NodeName(), on.workloads + "/" + pod.Metadata.Name, id}},
-		{[]string{"explain", name, "-n", on.workloads}, []string{"Verdict: issued", "istio-sidecar-reg", pod.Metadata.UID, id}},
-		{[]string{"secret", name, "-n", on.workloads}, []string{"default", "ROOTCA", "ACTIVE"}},
-		{[]string{"secret", name, "-n", on.workloads, "-o", "json"}, []string{"ROOTCA"}},
-		{[]string{"agent", "list"}, []string{"/spire/agent/k8s_psat/example-cluster/"}},
-		{[]string{"entry", "show", "-spiffeID", id}, []string{"k8s:pod-uid:" + pod.Metadata.UID}},
-		{[]string{"check"}, []string{"0 errors"}},
-	} {
-		cmd := exec.CommandContext(within(t, time.Minute), plugin, append(tc.args, "--kubeconfig", node.Kubeconfig())...)
-		cmd.Env = append(os.Environ(), "KUBECONFIG="+node.Kubeconfig())
-		begun := time.Now()
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			t.Errorf("%v: %v\n%s", tc.args, err, out)
-			continue
-		}
-		t.Logf("kubectl spiffe %s: %s", strings.Join(tc.args, " "), time.Since(begun).Round(time.Millisecond))
-		for _, want := range tc.want {
-			if !strings.Contains(string(out), want) {
-				t.Errorf("%v does not say %q:\n%s", tc.args, want, out)
-			}
-		}
-		if strings.Contains(string(out), "PRIVATE KEY") {
-			t.Errorf("%v prints a private key", tc.args)
-		}
-	}
 }
 
 // testLabel gives a running pod the label, takes it away and gives it back.
@@ -467,13 +435,20 @@ func testUninstall(t *testing.T) {
 	helm(t, "delete", "-n", chartSpace, "spire", "--wait")
 	helm(t, "delete", "-n", chartSpace, "spire-crds", "--wait")
 	t.Logf("helm delete: %s", time.Since(begun).Round(time.Millisecond))
+	testUninstalled(t)
+	t.Logf("helm delete -> nothing left: %s", time.Since(begun).Round(time.Millisecond))
+}
+
+// testUninstalled waits until nothing is left of the product on the node or in
+// the API, but for the authority's state, which it removes.
+func testUninstalled(t *testing.T) {
+	t.Helper()
 	err := cluster.Poll(within(t, time.Minute), 200*time.Millisecond, func(ctx context.Context) error {
 		return errors.Join(objectsLeft(ctx), filesLeft())
 	})
 	if err != nil {
 		t.Errorf("left over: %v", err)
 	}
-	t.Logf("helm delete -> nothing left: %s", time.Since(begun).Round(time.Millisecond))
 	if mounts := volumeMounts(t, ""); len(mounts) > 0 {
 		t.Errorf("mounts left over: %q", mounts)
 	}

@@ -23,6 +23,8 @@ type installation struct {
 	parentID func(t *testing.T) string
 	// automatic says that every pod of these tests is registered by itself.
 	automatic bool
+	// known is how many pods stay; 0 = 40, or 10 with -short.
+	known int
 }
 
 // plain is testdata/product.yaml: every node its own authority.

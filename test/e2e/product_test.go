@@ -139,9 +139,13 @@ func testKnown(t *testing.T) {
 	t.Helper()
 	namespace(t, on.workloads, "web")
 	id := register(t, on.workloads, "web")
-	count := 40
-	if testing.Short() {
+	count := on.known
+	switch {
+	case count > 0:
+	case testing.Short():
 		count = 10
+	default:
+		count = 40
 	}
 	var svid, both []time.Duration
 	for i := range count {

@@ -3,6 +3,7 @@ package spireserver
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -307,6 +308,15 @@ func (r *report) edit(f func(*report)) {
 func (r *report) watching(now bool) (before bool) {
 	r.edit(func(r *report) { before, r.s.Watching = r.s.Watching, now })
 	return before
+}
+
+// Certificate is the agent's own SVID with its key, for servers of this process.
+func (c *Client) Certificate() (*tls.Certificate, error) {
+	svid := c.identity.Get()
+	if svid == nil {
+		return nil, errors.New("the node is not attested yet")
+	}
+	return certificateOf(svid.SVID), nil
 }
 
 // Ready is nil when the server would be asked for signatures and is thought to

@@ -64,13 +64,19 @@ func (c *Client) serverTLS(svid *x509svid.SVID, verify func(raw [][]byte) error)
 		config.MinVersion, config.CurvePreferences = tls.VersionTLS13, []tls.CurveID{tls.X25519MLKEM768}
 	}
 	if svid != nil {
-		cert := &tls.Certificate{PrivateKey: svid.PrivateKey, Leaf: svid.Certificates[0]}
-		for _, crt := range svid.Certificates {
-			cert.Certificate = append(cert.Certificate, crt.Raw)
-		}
+		cert := certificateOf(svid)
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
 	}
 	return config
+}
+
+// certificateOf is the SVID as crypto/tls wants it.
+func certificateOf(svid *x509svid.SVID) *tls.Certificate {
+	cert := &tls.Certificate{PrivateKey: svid.PrivateKey, Leaf: svid.Certificates[0]}
+	for _, crt := range svid.Certificates {
+		cert.Certificate = append(cert.Certificate, crt.Raw)
+	}
+	return cert
 }
 
 // verifyServer is nil for a chain of spiffe://TD/spire/server below the trust

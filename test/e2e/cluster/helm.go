@@ -4,7 +4,14 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"path/filepath"
 )
+
+// BuildHelm makes the program that [Cluster.Helm] runs from the module of these
+// tests, whose directory is module. It is no part of BuildAll: few tests need it.
+func (c *Cluster) BuildHelm(ctx context.Context, module string) error {
+	return BuildStatic(ctx, filepath.Join(module, "helm"), "helm.sh/helm/v3/cmd/helm", c.cfg.bin("helm"))
+}
 
 // Helm runs helm as administrator and returns its standard output. It finds no
 // repositories: charts are directories.

@@ -90,6 +90,13 @@ func (c *Cluster) Apply(ctx context.Context, manifests string) error {
 	return err
 }
 
+// Delete deletes what is in the manifests and waits until it is gone. Kinds
+// that are no longer known have no objects.
+func (c *Cluster) Delete(ctx context.Context, manifests string) error {
+	_, err := c.KubectlInput(ctx, manifests, "delete", "--ignore-not-found", "--wait", "-f", "-")
+	return err
+}
+
 // Exec runs a command in a container through the API server and the kubelet.
 func (c *Cluster) Exec(ctx context.Context, namespace, pod, container string, command ...string) (string, error) {
 	args := []string{"exec", "--namespace", namespace, pod}

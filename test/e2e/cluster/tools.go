@@ -51,9 +51,6 @@ func BuildAll(ctx context.Context, cfg Config, module string) error {
 	if err != nil {
 		return err
 	}
-	if err := BuildStatic(ctx, filepath.Join(module, "helm"), "helm.sh/helm/v3/cmd/helm", cfg.bin("helm")); err != nil {
-		return err
-	}
 	return BuildStatic(ctx, module, "./cmd/pause", cfg.bin("pause"))
 }
 

@@ -15,6 +15,12 @@
 {{- if and (include "spiffe-node.embedded" .) $v.authority.external.address }}
 {{- fail "authority.external.address is set, but authority.mode is embedded; set authority.mode=external to use that server" }}
 {{- end }}
+{{- if and (not (include "spiffe-node.embedded" .)) $v.startupTaint.enabled }}
+{{- fail "startupTaint.enabled: it is the embedded authority that removes the taint; a SPIRE Server does not" }}
+{{- end }}
+{{- if and $v.startupTaint.enabled (not $v.startupTaint.key) }}
+{{- fail "startupTaint.key is empty" }}
+{{- end }}
 {{- if not (or (hasPrefix "/run/" $v.stateDirectory) (hasPrefix "/var/run/" $v.stateDirectory)) }}
 {{- fail (printf "stateDirectory %s is not below /run: restart state holds private keys and must be on a tmpfs" $v.stateDirectory) }}
 {{- end }}

@@ -129,6 +129,9 @@ imagePullSecrets:
   "health" (dict "address" (printf ":%d" (int $v.node.agent.healthPort)))
   "log" (dict "level" $v.node.agent.logLevel "format" $v.node.agent.logFormat)
 -}}
+{{- if $v.node.agent.inspect.enabled }}
+{{- $_ := set $c "inspect" (dict "address" (printf "127.0.0.1:%d" (int $v.node.agent.inspect.port))) }}
+{{- end }}
 {{- mergeOverwrite $c (deepCopy $v.node.agent.config) | toYaml }}
 {{- end }}
 
@@ -190,5 +193,8 @@ imagePullSecrets:
   "address" (printf "%s:%d" $up.spire.server.address (int $up.spire.server.port))
   "workloadAPISocket" "/run/spire/upstream_agent/spire-agent.sock")) -}}
 {{- end -}}
+{{- if $v.startupTaint.enabled }}
+{{- $_ := set $c "startupTaint" (dict "key" $v.startupTaint.key "driver" $v.pluginName) }}
+{{- end }}
 {{- mergeOverwrite $c (deepCopy $e.config) | toYaml }}
 {{- end }}

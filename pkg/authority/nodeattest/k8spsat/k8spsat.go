@@ -149,6 +149,11 @@ const (
 	extraNodeUID  = "authentication.kubernetes.io/node-uid"
 )
 
+// AgentID is the ID of the agent of a node.
+func AgentID(td spiffeid.TrustDomain, cluster, nodeUID string) (spiffeid.ID, error) {
+	return spiffeid.FromSegments(td, "spire", "agent", Type, cluster, nodeUID)
+}
+
 // Attest takes a JSON object with cluster and token as payload; it asks for no
 // challenge.
 func (a *Attestor) Attest(ctx context.Context, data []byte, _ func([]byte) ([]byte, error)) (*nodeattest.Result, error) {
@@ -178,7 +183,7 @@ func (a *Attestor) Attest(ctx context.Context, data []byte, _ func([]byte) ([]by
 	if err != nil {
 		return nil, err
 	}
-	id, err := spiffeid.FromSegments(a.cfg.TrustDomain, "spire", "agent", Type, a.cfg.Cluster, node.UID)
+	id, err := AgentID(a.cfg.TrustDomain, a.cfg.Cluster, node.UID)
 	if err != nil {
 		return nil, fmt.Errorf("agent ID for node %q: %w", pod.NodeName, err)
 	}
