@@ -64,6 +64,9 @@ func (i inspector) warnings(stat svid.Status) []string {
 	if i.node.public.listener.Mode() != peersock.ModePidfd {
 		out = append(out, "this kernel cannot name peers by process descriptor (SO_PEERPIDFD, Linux 6.5): a reused process number could be mistaken")
 	}
+	if w := i.node.swapWarning(); w != "" {
+		out = append(out, w)
+	}
 	if err := i.node.ready(); err != nil {
 		out = append(out, "not ready: "+err.Error())
 	}

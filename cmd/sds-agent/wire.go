@@ -120,6 +120,9 @@ func (a *agent) wire(ctx context.Context) (_ *node, err error) {
 		return nil, err
 	}
 	n.stateDir = identities.StateDir
+	if w := n.swapWarning(); w != "" {
+		a.log.Warn(w)
+	}
 	if err := n.buildAttestor(cfg, a.metrics); err != nil {
 		return nil, err
 	}
