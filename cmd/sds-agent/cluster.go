@@ -79,7 +79,7 @@ func (n *node) whyLate(s attest.Subject, since time.Time) string {
 	if !known || len(in.Waiting) == 0 {
 		return ""
 	}
-	why := ""
+	var why string
 	switch {
 	case !in.Synced:
 		why = "the node's agent has not heard from its authority yet"

@@ -121,7 +121,7 @@ func (a *agent) wire(ctx context.Context) (_ *node, err error) {
 	}
 	n.stateDir = identities.StateDir
 	if w := n.swapWarning(); w != "" {
-		a.log.Warn(w)
+		a.log.Warn("keys may reach a disk", slog.String("warning", w))
 	}
 	if err := n.buildAttestor(cfg, a.metrics); err != nil {
 		return nil, err

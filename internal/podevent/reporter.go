@@ -131,7 +131,7 @@ func (r *Reporter) Report(pod Pod, reason string, note func() string) {
 func (r *Reporter) Run(ctx context.Context) error {
 	failing := false
 	for {
-		if err := r.limit.Wait(ctx); err != nil {
+		if r.limit.Wait(ctx) != nil {
 			return nil //nolint:nilerr // ctx has ended
 		}
 		var j job
@@ -150,7 +150,7 @@ func (r *Reporter) Run(ctx context.Context) error {
 		err := r.write(ctx, e)
 		switch {
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // ctx has ended
 		case err == nil:
 			failing = false
 			continue
