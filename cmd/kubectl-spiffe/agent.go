@@ -28,7 +28,7 @@ const expiresLayout = "2006-01-02 15:04:05 -0700 -07"
 
 func (a *app) agentCommand() *cobra.Command {
 	return group("agent", "Manage attested agents", a.agentBanCommand(), a.agentCountCommand(), a.agentEvictCommand(),
-		a.agentListCommand(), a.agentShowCommand())
+		a.agentListCommand(), a.agentPurgeCommand(), a.agentShowCommand())
 }
 
 // agentFlags are the flags of agent list and agent count.

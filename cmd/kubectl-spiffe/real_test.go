@@ -317,7 +317,7 @@ const sameRelationships = `{"federationRelationships":[
 	{"trustDomain":"td","bundleEndpointURL":"https://x","bundleEndpointProfile":"https_spiffe","endpointSPIFFEID":"spiffe://td/x"}]}`
 
 // serveForReal is our server with an embedded authority.
-func serveForReal(t *testing.T) string {
+func serveForReal(t *testing.T, agents ...*embedded.Agent) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "sn") //nolint:usetesting // socket paths must be short
 	if err != nil {
@@ -330,11 +330,13 @@ func serveForReal(t *testing.T) string {
 		t.Fatal(err)
 	}
 	agent := spiffeid.RequireFromString("spiffe://td/spire/agent/local/node1")
-	if _, err := a.UpsertAgent(t.Context(), &embedded.Agent{
+	for _, known := range append(agents, &embedded.Agent{
 		ID: agent, AttestationType: "local", Serial: "42", ExpiresAt: time.Now().Add(time.Hour),
 		Selectors: attest.MustSelectors("local:node:node1"), Version: "1.2.3",
-	}); err != nil {
-		t.Fatal(err)
+	}) {
+		if _, err := a.UpsertAgent(t.Context(), known); err != nil {
+			t.Fatal(err)
+		}
 	}
 	socket := filepath.Join(dir, "admin", "api.sock")
 	p, err := federation.New(federation.Config{Store: a})
