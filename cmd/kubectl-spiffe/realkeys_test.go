@@ -45,8 +45,8 @@ func TestKeysWithSpireServer(t *testing.T) {
 			if mine := ours("localauthority", kind, "show", "-output", "json"); mine != o {
 				t.Errorf("show prints %+v, the real command %+v", mine, o)
 			}
-			if mine, real := ours("localauthority", kind, "show"), theirs("localauthority", kind, "show"); mine != real {
-				t.Errorf("show prints %+v, the real command %+v", mine, real)
+			if mine, o := ours("localauthority", kind, "show"), theirs("localauthority", kind, "show"); mine != o {
+				t.Errorf("show prints %+v, the real command %+v", mine, o)
 			}
 			var v map[string]struct {
 				ID string `json:"authority_id"`
@@ -65,11 +65,11 @@ func TestKeysWithSpireServer(t *testing.T) {
 		}
 		refused := func(verb, id string) {
 			t.Helper()
-			real, mine := theirs("localauthority", kind, verb, "-authorityID", id), ours("localauthority", kind, verb, "-authorityID", id)
-			if !real.Failed || real != mine {
-				t.Errorf("%s %s: %+v, the real command %+v", verb, id, mine, real)
+			o, mine := theirs("localauthority", kind, verb, "-authorityID", id), ours("localauthority", kind, verb, "-authorityID", id)
+			if !o.Failed || o != mine {
+				t.Errorf("%s %s: %+v, the real command %+v", verb, id, mine, o)
 			}
-			t.Logf("%s %s: %s", kind, verb, strings.TrimSpace(real.Stderr))
+			t.Logf("%s %s: %s", kind, verb, strings.TrimSpace(o.Stderr))
 		}
 		first := state("active")
 		refused("taint", first)
