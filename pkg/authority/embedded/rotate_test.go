@@ -365,3 +365,25 @@ func TestPruneEntries(t *testing.T) {
 		}
 	})
 }
+
+// A CA of a minute, as trials have it, is replaced in time like any other.
+func TestRotationOfAShortCA(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := inMemory(t, embedded.NewMemoryStore(), embedded.Config{CATTL: time.Minute})
+		running(t, a)
+		e := mustCreate(t, a, newEntry("/w"))
+		seen := make(map[string]bool)
+		for range 60 {
+			time.Sleep(10 * time.Second)
+			now := requireX509(t, a)
+			if !now.Active.ExpiresAt.After(time.Now()) {
+				t.Fatalf("active CA expired at %s", now.Active.ExpiresAt)
+			}
+			seen[now.Active.ID] = true
+			verifies(t, a, sign(t, a, e))
+		}
+		if len(seen) < 8 {
+			t.Errorf("%d CAs in ten minutes", len(seen))
+		}
+	})
+}
