@@ -126,7 +126,11 @@ func (n *node) nearestOwn(selectors attest.Selectors) string {
 // onAmbiguous says on the pod that nobody decided which identity is its default.
 func (n *node) onAmbiguous(s attest.Subject, chosen, other *entry.Entry) {
 	n.report(s, podevent.ReasonConflict, func() string {
-		return fmt.Sprintf("%s is the default identity only because its entry is older than that of %s: both match with as many selectors. Give one of them more selectors, or name the identity wanted.",
-			chosen.SPIFFEID, other.SPIFFEID)
+		why := "is older than"
+		if chosen.CreatedAt.Equal(other.CreatedAt) {
+			why = "has a smaller ID, being as old as"
+		}
+		return fmt.Sprintf("%s is the default identity only because its entry %s that of %s: both match with as many selectors. Give one of them more selectors, or name the identity wanted.",
+			chosen.SPIFFEID, why, other.SPIFFEID)
 	})
 }

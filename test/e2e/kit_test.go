@@ -40,6 +40,11 @@ func diagnoseOnFailure(t *testing.T) {
 			dir = os.TempDir()
 		}
 		file := filepath.Join(dir, "spiffe-node-e2e-"+strings.ReplaceAll(t.Name(), "/", "-")+".txt")
+		err := os.MkdirAll(dir, 0o755)
+		if err != nil {
+			t.Logf("no diagnosis: %v", err)
+			return
+		}
 		f, err := os.Create(file)
 		if err != nil {
 			t.Logf("no diagnosis: %v", err)

@@ -175,6 +175,7 @@ func testEvents(t *testing.T) {
 		mentions(t, out, err, "Verdict: not connected", "volume mounted", mute.Metadata.UID, id("near"))
 	}
 	entry("one", "k8s:sa:web")
+	time.Sleep(1100 * time.Millisecond) // the time of creation counts seconds, and the older entry is to win
 	entry("two", "k8s:pod-label:app:probe")
 	waitEvent(t, late, "SpiffeIdentityAmbiguous", id("one"), id("two"))
 	if got := count(t, late, 1); got.SPIFFEID != id("one") {
