@@ -31,7 +31,7 @@ demo: build ## the whole product on this machine in under a minute, nothing left
 	@$(BUILD) -o $(BIN)/ ./test/demo
 	@$(BIN)/demo -bin $(BIN)
 
-test: unit sanity node-test ## all tests; as root the mount tests are real, and so is the kubelet
+test: unit sanity deploy-test node-test ## all tests; as root the mount tests are real, and so is the kubelet
 
 unit: ## tests of the product and its interoperation, with the race detector
 	go vet ./...
