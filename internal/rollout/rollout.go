@@ -128,7 +128,7 @@ type progress struct {
 	seen    map[uint32]bool // generations taken into acked
 	count   int
 	behind  int
-	lagging []Consumer // some of them
+	lagging []Consumer // some of them, by weight
 }
 
 func newProgress(held svid.Generation, at func(uint32) []string) *progress {
@@ -146,14 +146,24 @@ func (p *progress) add(c Consumer) {
 		return
 	}
 	p.behind++
-	switch n := len(p.lagging); {
-	case n < authority.MaxReportedLaggards:
-		p.lagging = append(p.lagging, c)
-	case c.Rejected: // says more than silence
-		if i := slices.IndexFunc(p.lagging, func(o Consumer) bool { return !o.Rejected }); i >= 0 {
-			p.lagging[i] = c
-		}
+	// Always the same ones, in whatever order they are visited: a report is
+	// compared with the one before.
+	if i, _ := slices.BinarySearchFunc(p.lagging, c, byWeight); i < authority.MaxReportedLaggards {
+		p.lagging = slices.Insert(p.lagging, i, c)
+		p.lagging = p.lagging[:min(len(p.lagging), authority.MaxReportedLaggards)]
 	}
+}
+
+// byWeight has those that turned the bundle down first: it says more than
+// silence.
+func byWeight(a, b Consumer) int {
+	if a.Rejected != b.Rejected {
+		if a.Rejected {
+			return -1
+		}
+		return 1
+	}
+	return cmp.Or(cmp.Compare(a.Peer, b.Peer), cmp.Compare(a.API, b.API), cmp.Compare(a.Text, b.Text))
 }
 
 func (p *progress) report(names map[uint64]string) authority.TrustProgress {

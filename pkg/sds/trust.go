@@ -17,7 +17,7 @@ func (t *trust) pushed(resources []resource, nonce uint64) {
 			if roots != t.sent {
 				t.rejected = false
 			}
-			t.sent, t.nonce = roots, uint32(nonce) //nolint:gosec // compared with as many bits
+			t.sent, t.nonce = roots, uint32(nonce)
 			return
 		}
 	}
@@ -36,7 +36,7 @@ func (t *trust) heard(nonce string, v verdict, rejects bool) {
 	if t.sent == 0 || v == noVerdict {
 		return
 	}
-	if n, err := strconv.ParseUint(nonce, 10, 64); err != nil || uint32(n) != t.nonce { //nolint:gosec // compared with as many bits
+	if n, err := strconv.ParseUint(nonce, 10, 64); err != nil || uint32(n) != t.nonce {
 		return
 	}
 	switch {

@@ -60,8 +60,8 @@ func at(all []Generation, number uint32) []string {
 	return nil
 }
 
-// with is the trust after a bundle.
-func (t *Trust) with(b *spiffebundle.Bundle) *Trust {
+// With is the trust after a bundle.
+func (t *Trust) With(b *spiffebundle.Bundle) *Trust {
 	if b == nil {
 		return t
 	}
@@ -144,7 +144,7 @@ func (m *Manager) takeTrustLocked() {
 		return
 	}
 	old := m.trust.Load()
-	now := old.with(m.bundles.Own)
+	now := old.With(m.bundles.Own)
 	m.trust.Store(now)
 	if a, b := old.current(); a != now.Roots().Number || b != now.Keys().Number {
 		signal(m.spread)

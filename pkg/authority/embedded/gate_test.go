@@ -202,7 +202,7 @@ func TestGate(t *testing.T) {
 					time.Sleep(due + time.Minute)
 					synctest.Wait()
 					rot := a.Rotations()[0]
-					if !rot.Delayed || rot.Progress.Lagging != 1 || rot.NextStep != "activate" || rot.Deadline.Sub(time.Now()) > 3*time.Hour {
+					if !rot.Delayed || rot.Progress.Lagging != 1 || rot.NextStep != "activate" || time.Until(rot.Deadline) > 3*time.Hour {
 						t.Errorf("%+v", rot)
 					}
 					if got := log.count(append(c.log, "waits for acknowledgements", "kind=x509")...); got != 1 {
