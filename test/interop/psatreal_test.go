@@ -43,7 +43,7 @@ func kubeAPI(t *testing.T, token string) string {
 		case "/api/v1/namespaces/spire-system/pods/agent-1":
 			answer(w, object{
 				"apiVersion": "v1", "kind": "Pod", "metadata": object{"name": "agent-1", "namespace": "spire-system", "uid": "pod-uid-1"},
-				"spec": object{"nodeName": "node-1"}, "status": object{"hostIP": "127.0.0.1"},
+				"spec": object{"nodeName": "node-1", "serviceAccountName": "spire-agent"}, "status": object{"hostIP": "127.0.0.1"},
 			})
 		case "/api/v1/nodes/node-1":
 			answer(w, object{"apiVersion": "v1", "kind": "Node", "metadata": object{"name": "node-1", "uid": "node-uid-1"}})

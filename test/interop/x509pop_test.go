@@ -252,8 +252,13 @@ func TestSPIREAgentOfOurAuthority(t *testing.T) {
 		t.Skip("SPIRE_AGENT does not name a spire-agent binary")
 	}
 	ca := newMachineCA(t)
-	a := startAuthority(t, fmt.Sprintf("nodeAttestation: {x509pop: {mode: external_pki, caBundlePaths: [%s]}}\n", ca.file))
+	a := startAuthority(t, fmt.Sprintf("nodeAttestation: {x509pop: {mode: external_pki, caBundlePaths: [%s]}, k8sPSAT: {cluster: demo, serviceAccountAllowList: ['spire-system:spire-agent'], kubeConfigFile: %s}}\n",
+		ca.file, kubeAPI(t, "projected")))
 	m := ca.machine(nil)
+	projected := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(projected, []byte("projected"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	key, err := x509.MarshalPKCS8PrivateKey(m.key)
 	if err != nil {
 		t.Fatal(err)
@@ -264,6 +269,10 @@ func TestSPIREAgentOfOurAuthority(t *testing.T) {
 		"x509pop": {
 			"", fmt.Sprintf(`NodeAttestor "x509pop" { plugin_data { private_key_path = %q certificate_path = %q } }`,
 				ca.write("key.pem", "PRIVATE KEY", key), ca.write("cert.pem", "CERTIFICATE", m.chain[0])), m.agentID(),
+		},
+		"k8s_psat": {
+			"", fmt.Sprintf(`NodeAttestor "k8s_psat" { plugin_data { cluster = "demo" token_path = %q } }`, projected),
+			"spiffe://" + trustDomain + "/spire/agent/k8s_psat/demo/node-uid-1",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
