@@ -121,6 +121,7 @@ func (n *node) reporter() *rollout.Reporter {
 
 // run starts a Reporter in a bubble.
 func (n *node) run(t *testing.T) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	r := n.reporter()
@@ -190,7 +191,8 @@ func TestLook(t *testing.T) {
 			authority.TrustProgress{
 				Held: held, Acknowledged: []string{}, Consumers: 3, Lagging: 3,
 				Laggards: []authority.Laggard{
-					{Name: "ns/one", API: "sotw", Rejected: "bad root"}, {Name: "ns/two", API: "sotw"},
+					{Name: "ns/one", API: "sotw", Rejected: "bad root"},
+					{Name: "ns/two", API: "sotw"},
 					{Name: "unknown", API: "sotw", Rejected: "rejected"},
 				},
 			},

@@ -128,6 +128,9 @@ func (d *delta) subscribe(add, drop []string, first bool, a *action) (force map[
 
 func (d *delta) fold(u *svid.Update, cause string, force map[string]bool, a *action) {
 	found := d.survey(u, a)
+	if cause == causeNames {
+		d.trust.keep(found.known)
+	}
 	send := found.known[:0:0]
 	for i := range found.known {
 		r := &found.known[i]

@@ -92,6 +92,14 @@ func (s SotW) Update(u *svid.Update) Outcome {
 // FoldOnly is Update without decoding the response, for benchmarks.
 func (s SotW) FoldOnly(u *svid.Update) bool { return s.m.update(u).send != nil }
 
+// Trust is the bookkeeping on the own bundle.
+func (s SotW) Trust() (sent, acked uint32, rejected bool) { return s.m.trust.show() }
+
+// Trust is the bookkeeping on the own bundle.
+func (d Delta) Trust() (sent, acked uint32, rejected bool) { return d.m.trust.show() }
+
+func (t *trust) show() (sent, acked uint32, rejected bool) { return t.sent, t.acked, t.rejected }
+
 // Delta drives the state machine of DeltaSecrets.
 type Delta struct{ m *delta }
 

@@ -271,6 +271,9 @@ func (s *stream) update(u *svid.Update) (a action) {
 
 func (s *stream) fold(u *svid.Update, cause string, a *action) {
 	found := s.survey(u, a)
+	if cause == causeNames {
+		s.trust.keep(found.known)
+	}
 	if !s.wildcard {
 		for _, name := range found.absent {
 			if it := s.item(name); it != nil && it.entryID != "" {

@@ -1,6 +1,9 @@
 package sds
 
-import "strconv"
+import (
+	"slices"
+	"strconv"
+)
 
 // trust is how far a stream is with the X.509 authorities of the own bundle, in
 // generations (see svid.Update.Roots); 0 = none.
@@ -20,6 +23,14 @@ func (t *trust) pushed(resources []resource, nonce uint64) {
 			t.sent, t.nonce = roots, uint32(nonce)
 			return
 		}
+	}
+}
+
+// keep forgets everything once the client no longer asks for the authorities:
+// nothing will be sent that it could acknowledge.
+func (t *trust) keep(known []resource) {
+	if !slices.ContainsFunc(known, func(r resource) bool { return r.roots != 0 }) {
+		*t = trust{}
 	}
 }
 
