@@ -19,6 +19,7 @@ type keyCalls struct {
 }
 
 func x509Calls(t *testing.T, conn *grpc.ClientConn) keyCalls {
+	t.Helper()
 	c, ctx := la.NewLocalAuthorityClient(conn), t.Context()
 	return keyCalls{
 		func() (_, _, _ *la.AuthorityState, err error) {
@@ -45,6 +46,7 @@ func x509Calls(t *testing.T, conn *grpc.ClientConn) keyCalls {
 }
 
 func jwtCalls(t *testing.T, conn *grpc.ClientConn) keyCalls {
+	t.Helper()
 	c, ctx := la.NewLocalAuthorityClient(conn), t.Context()
 	return keyCalls{
 		func() (_, _, _ *la.AuthorityState, err error) {

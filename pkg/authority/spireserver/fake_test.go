@@ -125,6 +125,7 @@ type fake struct {
 	sync  func(stream entrypb.Entry_SyncAuthorizedEntriesServer) error // nil = by the book
 	sign  func(p *svidpb.NewX509SVIDParams) *svidpb.BatchNewX509SVIDResponse_Result
 	watch func(req *watchpb.WatchRequest, stream watchpb.Watch_WatchServer) error // nil = unimplemented
+	told  func(r *watchpb.TrustReport)                                            // nil = unimplemented
 
 	lis  *bufconn.Listener // nil = down
 	grpc *grpc.Server
@@ -497,6 +498,14 @@ func (f *fake) NewJWTSVID(_ context.Context, req *svidpb.NewJWTSVIDRequest) (*sv
 
 func (f *fake) Watch(req *watchpb.WatchRequest, stream watchpb.Watch_WatchServer) error {
 	return f.watch(req, stream)
+}
+
+func (f *fake) ReportTrust(ctx context.Context, r *watchpb.TrustReport) (*watchpb.TrustReportResponse, error) {
+	if f.told == nil {
+		return f.UnimplementedWatchServer.ReportTrust(ctx, r)
+	}
+	f.edit(func() { f.told(r) })
+	return &watchpb.TrustReportResponse{}, nil
 }
 
 // wireEntry is an entry as the server sends it.
