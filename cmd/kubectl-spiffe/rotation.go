@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/spiffe-node/spiffe-node/internal/adminapi/inspectpb"
 )
@@ -40,10 +41,10 @@ func printRotation(w io.Writer, resp *inspectpb.ShowRotationResponse, now time.T
 		}
 		switch {
 		case r.GetDelayed():
-			line("", "next: activate, delayed since %s until everybody has acknowledged it, at most until %s (in %s)",
-				clock(r.GetNextAt()), clock(r.GetDeadline()), until(r.GetDeadline(), now))
+			line("", "next: activate, delayed since %s until everybody has acknowledged it, at most until %s (%s)",
+				clock(r.GetNextAt()), clock(r.GetDeadline()), ahead(r.GetDeadline(), now))
 		default:
-			line("", "next: %s in %s (%s)", r.GetNextStep(), until(r.GetNextAt(), now), clock(r.GetNextAt()))
+			line("", "next: %s %s (%s)", r.GetNextStep(), ahead(r.GetNextAt(), now), clock(r.GetNextAt()))
 		}
 		which := "active"
 		if r.GetPrepared() != nil {
@@ -64,8 +65,20 @@ func printRotation(w io.Writer, resp *inspectpb.ShowRotationResponse, now time.T
 	}
 }
 
+// ahead is how far ahead a moment is; what is due happens now.
+func ahead(t *timestamppb.Timestamp, now time.Time) string {
+	if !t.AsTime().After(now) {
+		return "now"
+	}
+	return "in " + until(t, now)
+}
+
 func keyText(state string, k *inspectpb.KeyRotation_Key, now time.Time) string {
-	text := fmt.Sprintf("%s %s, expires in %s (%s)", state, shorten(k.GetId()), until(k.GetExpiresAt(), now), clock(k.GetExpiresAt()))
+	expires := "expired"
+	if k.GetExpiresAt().AsTime().After(now) {
+		expires = "expires in " + until(k.GetExpiresAt(), now)
+	}
+	text := fmt.Sprintf("%s %s, %s (%s)", state, shorten(k.GetId()), expires, clock(k.GetExpiresAt()))
 	switch {
 	case k.GetTainted():
 		text += ", tainted"

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io"
 	"net"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -224,4 +225,85 @@ func TestRotationByHand(t *testing.T) {
 	n := joined(t, a, a.address, token)
 	a.register("spiffe://"+trustDomain+"/spire/agent/join_token/"+token, "/w")
 	rotateByHand(t, a.agent, n, never(t, n))
+}
+
+// A stream that never says a word holds an activation by time back to the
+// deadline and no longer: the status names it while it does, the JWT key, which
+// everybody has, is activated on time, and nobody else notices anything.
+func TestRotationWaitsForTheSilent(t *testing.T) {
+	a := startAuthorityWith(t, ", caTTL: 1m, defaultX509SVIDTTL: 5s, defaultJWTSVIDTTL: 5s", "")
+	token := a.token("")
+	n := joined(t, a, a.address, token)
+	a.register("spiffe://"+trustDomain+"/spire/agent/join_token/"+token, "/w")
+	identities := never(t, n)
+	handshakes, stop := mesh(t, n)
+	defer stop()
+	cert := openEnvoy(t.Context(), n, "default")
+	first := leaf(t, secrets(t, cert.next())["default"])
+	silent := openEnvoy(t.Context(), n, "ROOTCA")
+	<-silent.answer
+
+	// The CA lives for a minute: half of it passes before there is another.
+	halfLife := time.Now().Add(30 * time.Second)
+	x509Active, _, _ := a.keys("x509")
+	jwtActive, _, _ := a.keys("jwt")
+	var prepared string
+	for prepared == "" {
+		if _, prepared, _ = a.keys("x509"); time.Now().After(halfLife.Add(patience)) {
+			t.Fatal("no authority was prepared")
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	status := a.until("next: activate, delayed since", "prepared "+prepared[:12], "prepared key acknowledged by 0 of 1 agent", "has not acknowledged it", "1 consumer lagging of")
+	t.Logf("while it is delayed:\n%s", status)
+	if active, _, _ := a.keys("x509"); active != x509Active {
+		t.Errorf("active is %s while the status says that the activation of %s waits", active, prepared)
+	}
+	deadline := regexp.MustCompile(`at most until (\S+)`).FindStringSubmatch(status)
+	if deadline == nil {
+		t.Fatal("the status gives no deadline")
+	}
+	due, err := time.Parse(time.RFC3339, deadline[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	onTime := false
+	for active := ""; active != prepared; time.Sleep(50 * time.Millisecond) {
+		if !onTime {
+			active, _, old := a.keys("jwt")
+			onTime = active != jwtActive && old == jwtActive && time.Now().Before(due)
+		}
+		if active, _, _ = a.keys("x509"); time.Since(due) > patience {
+			t.Fatalf("%s is not active %s after the deadline", prepared, time.Since(due))
+		}
+	}
+	if early := time.Until(due); early > 0 {
+		t.Errorf("activated %s before the deadline although a stream had not acknowledged it", early)
+	}
+	if !onTime {
+		t.Error("the JWT key, which nobody lacks, was not activated on time")
+	}
+	for _, want := range []string{"activation of the prepared authority waits for acknowledgements", "prepared authority is activated at its deadline although not everybody has acknowledged it"} {
+		if !strings.Contains(a.log.String(), want) {
+			t.Errorf("the log does not say %q", want)
+		}
+	}
+	for key := first.AuthorityKeyId; string(key) == string(first.AuthorityKeyId); {
+		key = leaf(t, secrets(t, cert.next())["default"]).AuthorityKeyId
+	}
+	before := handshakes.Load()
+	for limit := time.Now().Add(patience); handshakes.Load() < before+50; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(limit) || t.Failed() {
+			t.Fatalf("%d handshakes since", handshakes.Load()-before)
+		}
+	}
+	if !identities() {
+		t.Error("a caller was without an identity")
+	}
+	select {
+	case err := <-silent.end:
+		t.Errorf("the silent stream ended: %v", err)
+	default:
+	}
+	t.Logf("%d handshakes", handshakes.Load())
 }
