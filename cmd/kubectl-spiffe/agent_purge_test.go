@@ -61,6 +61,9 @@ func TestAgentPurgeAsSpireServer(t *testing.T) {
 	if bin == "" {
 		t.Skip("no " + spireServer + " to call")
 	}
+	if v := releaseOf(t, bin); strings.HasPrefix(v, "1.14.") {
+		t.Skip(bin + " is of release " + v + ", which prints other JSON")
+	}
 	ours, theirs := serveForReal(t, agentsAway()...), serveForReal(t, agentsAway()...)
 	for _, args := range []string{"-dryRun", "-dryRun -output json", "-expiredFor 24h", "-expiredFor 24h", "-output json"} {
 		all := append([]string{"agent", "purge"}, strings.Fields(args)...)

@@ -72,7 +72,7 @@ socket agent/CreateJoinToken {"ttl":-1}
 socket agent/CreateJoinToken {"ttl":60}
 socket agent/CreateJoinToken {"ttl":60,"token":"fixed"}
 socket agent/CreateJoinToken {"ttl":60,"token":"fixed"}
-socket agent/CreateJoinToken {"ttl":60,"token":"alias","agent_id":{"trust_domain":"example.org","path":"/alias"}}
+1.15:socket agent/CreateJoinToken {"ttl":60,"token":"alias","agent_id":{"trust_domain":"example.org","path":"/alias"}}
 socket agent/CreateJoinToken {"ttl":60,"agent_id":{"trust_domain":"example.org","path":"/spire/agent/x"}}
 socket agent/CreateJoinToken {"ttl":60,"agent_id":{"trust_domain":"other.org","path":"/x"}}
 socket agent/CreateJoinToken {"ttl":60,"agent_id":{}}
@@ -113,7 +113,7 @@ socket entry/BatchCreateEntry {"entries":[{}]}
 socket entry/BatchCreateEntry {"entries":[{"parent_id":{"trust_domain":"example.org","path":"/p"},"spiffe_id":{"trust_domain":"example.org","path":"/s"},"selectors":[{"type":"a:b","value":"c"}]}]}
 socket entry/BatchCreateEntry {"entries":[{"parent_id":{"trust_domain":"example.org","path":"/p"},"spiffe_id":{"trust_domain":"example.org","path":"/s"},"selectors":[{"type":"a","value":"c"}],"x509_svid_ttl":-1}]}
 socket entry/BatchCreateEntry {"entries":[{"parent_id":{"trust_domain":"example.org","path":"/p"},"spiffe_id":{"trust_domain":"example.org","path":"/s"},"selectors":[{"type":"a","value":"c"}],"federates_with":["none.org"]}]}
-socket entry/BatchCreateEntry {"entries":[{"id":"entry-s","parent_id":{"trust_domain":"example.org","path":"/p"},"spiffe_id":{"trust_domain":"example.org","path":"/s"},"selectors":[{"type":"b","value":"d"},{"type":"a","value":"c"}],"dns_names":["y","z"],"hint":"h","expires_at":"4102444800","store_svid":false,"additional_attributes":{"jwt_svid_include_jti":true}}]}
+1.15:socket entry/BatchCreateEntry {"entries":[{"id":"entry-s","parent_id":{"trust_domain":"example.org","path":"/p"},"spiffe_id":{"trust_domain":"example.org","path":"/s"},"selectors":[{"type":"b","value":"d"},{"type":"a","value":"c"}],"dns_names":["y","z"],"hint":"h","expires_at":"4102444800","store_svid":false,"additional_attributes":{"jwt_svid_include_jti":true}}]}
 socket entry/BatchCreateEntry {"entries":[{"parent_id":{"trust_domain":"example.org","path":"/p"},"spiffe_id":{"trust_domain":"example.org","path":"/s"},"selectors":[{"type":"a","value":"c"},{"type":"b","value":"d"}],"hint":"other"}],"output_mask":{"hint":true}}
 socket entry/BatchUpdateEntry {"entries":[{"id":"entry-s","hint":"n"}],"input_mask":{"hint":true},"output_mask":{"hint":true,"revision_number":true}}
 socket entry/BatchUpdateEntry {"entries":[{"id":"entry-s","hint":"n"}]}

@@ -192,6 +192,7 @@ func scrub(s string) string {
 // Both servers get the same calls in the same order from the same callers.
 func TestSameAnswersAsSPIREServer(t *testing.T) {
 	s := startSPIREServer(t)
+	old := isSPIRE114(t)
 	theirs, ours := ask(t, s.authority), ask(t, startAuthority(t, ""))
 	_, good := keyAndCSR(t)
 	csr, err := x509.ParseCertificateRequest(good)
@@ -213,11 +214,17 @@ func TestSameAnswersAsSPIREServer(t *testing.T) {
 		if len(fields) < 2 || fields[0] == "#" {
 			continue
 		}
+		// Some answers are those of a release: 1.15 deletes an alias's entry with
+		// its agent, and has more attributes of an entry.
+		who, later := strings.CutPrefix(fields[0], "1.15:")
+		if later && old {
+			continue
+		}
 		requests := fields[2:]
 		for i := range requests {
 			requests[i] = fill.Replace(requests[i])
 		}
-		for who := range strings.SplitSeq(fields[0], ",") {
+		for who := range strings.SplitSeq(who, ",") {
 			want := theirs.call(t, who, fields[1], requests...)
 			got := ours.call(t, who, fields[1], requests...)
 			if diff := cmp.Diff(want, got); diff != "" {

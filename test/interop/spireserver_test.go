@@ -26,6 +26,16 @@ func spireServerBinary() string {
 	return cmp.Or(os.Getenv("SPIFFE_NODE_TEST_SPIRE_SERVER"), os.Getenv("SPIRE_SERVER"))
 }
 
+// isSPIRE114 says whether it is of the release before the present one.
+func isSPIRE114(t *testing.T) bool {
+	t.Helper()
+	out, err := exec.Command(spireServerBinary(), "--version").CombinedOutput()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.HasPrefix(strings.TrimSpace(string(out)), "1.14.")
+}
+
 // startSPIREServer runs a SPIRE Server with more keys of the server, and more
 // plugins.
 func startSPIREServer(t *testing.T, more ...string) *spireServer {
