@@ -16,9 +16,8 @@ const Version = "v1.34.4"
 // Addresses inside the cluster's network namespace. Nothing outside can reach
 // them, so they need not be free on the host.
 const (
-	NodeIP      = "10.88.0.1"
-	podCIDR     = "10.88.0.0/16"
-	firstPodIP  = "10.88.0.10"
+	NodeIP      = "10.88.0.1"    // of the first node, where the API server is
+	allPodsCIDR = "10.88.0.0/13" // of all nodes
 	serviceCIDR = "10.96.0.0/16"
 	apiIP       = "10.96.0.1"
 	apiPort     = 443
@@ -43,6 +42,10 @@ type Config struct {
 	KubeProxy bool `json:"kubeProxy"`
 	// Images are archives (see [WriteImage]) to import before the node is Ready.
 	Images []string `json:"images"`
+	// Joins is the directory of the cluster that this is one more node of; [Join] sets it.
+	Joins string `json:"joins"`
+	// Number tells the nodes of a cluster apart: 0 is the one with the control plane.
+	Number int `json:"number"`
 	// Log gets progress; nil discards it.
 	Log *slog.Logger `json:"-"`
 }
@@ -92,4 +95,34 @@ func (c Config) path(elem ...string) string {
 
 func (c Config) bin(name string) string { return filepath.Join(c.Cache, "bin", name) }
 
-func (c Config) pki(name string) string { return c.path("pki", name) }
+func (c Config) pki(name string) string {
+	return filepath.Join(cmp.Or(c.Joins, c.Dir), "pki", name)
+}
+
+// own is a name in the directory of certificates that is the node's and not
+// the cluster's.
+func (c Config) own(name string) string {
+	if c.Number == 0 {
+		return name
+	}
+	return fmt.Sprintf("%s-%d", name, c.Number)
+}
+
+// inPods is an address of the node's own pod network: 10.88.x.y on the first node.
+func (c Config) inPods(xy string) string { return fmt.Sprintf("10.%d.%s", 88+c.Number, xy) }
+
+func (c Config) nodeIP() string  { return c.inPods("0.1") }
+func (c Config) podCIDR() string { return c.inPods("0.0/16") }
+
+// uplink is an address on the link between the first node, which is end 1, and
+// this one, end 2.
+func (c Config) uplink(end int) string { return fmt.Sprintf("10.87.%d.%d", c.Number, end) }
+
+// cgroupRoot is where the kubelet keeps its pods, since nodes share the
+// machine's cgroups.
+func (c Config) cgroupRoot() string {
+	if c.Number == 0 {
+		return "/"
+	}
+	return fmt.Sprintf("/%s%d", nodeCgroup, c.Number)
+}

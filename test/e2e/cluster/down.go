@@ -39,11 +39,13 @@ func (c *Cluster) Close(ctx context.Context) error {
 	if err := c.end(ctx); err != nil {
 		return err
 	}
-	lock, err := takeLock(ctx)
-	if err != nil {
-		return err
+	if c.cfg.Joins == "" {
+		lock, err := takeLock(ctx)
+		if err != nil {
+			return err
+		}
+		defer lock.Close()
 	}
-	defer lock.Close()
 	return c.cfg.clean(ctx)
 }
 
@@ -83,7 +85,7 @@ func (c Config) clean(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	if err := Poll(ctx, 100*time.Millisecond, func(context.Context) error { return removeCgroups() }); err != nil {
+	if err := Poll(ctx, 100*time.Millisecond, func(context.Context) error { return c.removeCgroups() }); err != nil {
 		return fmt.Errorf("removing the kubelet's cgroups: %w", err)
 	}
 	return nil

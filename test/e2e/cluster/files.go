@@ -17,13 +17,13 @@ func (c Config) writeFiles() error {
 	files := map[string]string{
 		"containerd.toml":        c.containerdConfig(),
 		"kubelet.yaml":           c.kubeletConfig(),
-		"cni/10-bridge.conflist": cniConfig(),
+		"cni/10-bridge.conflist": c.cniConfig(),
 		"resolv.conf":            "nameserver " + clusterDNS + "\n",
 		// Not the service's address: kube-proxy refuses that while there is no API
 		// server, and would refuse it to itself for ever.
 		"controller-manager.conf": c.kubeconfig("controller-manager", "https://"+NodeIP),
 		"scheduler.conf":          c.kubeconfig("scheduler", "https://"+NodeIP),
-		"kubelet.conf":            c.kubeconfig("kubelet-client", "https://"+NodeIP),
+		"kubelet.conf":            c.kubeconfig(c.own("kubelet-client"), "https://"+NodeIP),
 		"proxy.conf":              c.kubeconfig("proxy", "https://"+NodeIP),
 		"admin.conf":              c.kubeconfig("admin", "https://"+NodeIP),
 	}
@@ -86,6 +86,7 @@ tlsCertFile: %[2]q
 tlsPrivateKeyFile: %[3]q
 containerRuntimeEndpoint: unix://%[4]s
 cgroupDriver: cgroupfs
+cgroupRoot: %[8]s
 failSwapOn: false
 failCgroupV1: false
 localStorageCapacityIsolation: false
@@ -96,12 +97,12 @@ staticPodPath: %[6]q
 readOnlyPort: 0
 imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 32Mi, nodefs.available: 1%%, imagefs.available: 1%%, nodefs.inodesFree: 0%%, imagefs.inodesFree: 0%%}
-`, c.pki("ca.crt"), c.pki("kubelet-server.crt"), c.pki("kubelet-server.key"), containerdSocket, c.path("resolv.conf"), c.path("static-pods"), clusterDNS)
+`, c.pki("ca.crt"), c.pki(c.own("kubelet-server")+".crt"), c.pki(c.own("kubelet-server")+".key"), containerdSocket, c.path("resolv.conf"), c.path("static-pods"), clusterDNS, c.cgroupRoot())
 }
 
-func cniConfig() string {
+func (c Config) cniConfig() string {
 	return fmt.Sprintf(`{"cniVersion": "0.4.0", "name": "e2e", "plugins": [
 {"type": "bridge", "bridge": %q, "isGateway": true, "ipMasq": false, "hairpinMode": true,
  "ipam": {"type": "host-local", "dataDir": "/run/cni-networks", "ranges": [[{"subnet": %q, "rangeStart": %q, "gateway": %q}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}
-`, bridge, podCIDR, firstPodIP, NodeIP)
+`, bridge, c.podCIDR(), c.inPods("0.10"), c.nodeIP())
 }

@@ -3,6 +3,7 @@ package cluster
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -46,11 +47,35 @@ func startTime(pid int) (uint64, error) {
 	return strconv.ParseUint(fields[19], 10, 64)
 }
 
-// removeCgroups removes what the kubelet leaves: the kubepods trees and the
+// nodeCgroup begins the name of the tree that a further node's kubelet has.
+const nodeCgroup = "spiffe-node-e2e-"
+
+// makeCgroups makes the tree that the kubelet insists on finding.
+func (c Config) makeCgroups() error {
+	if c.Number == 0 {
+		return nil
+	}
+	hierarchies, err := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs")
+	if err != nil {
+		return fmt.Errorf("looking for cgroups: %w", err)
+	}
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.procs"); err == nil {
+		hierarchies = []string{"/sys/fs/cgroup/cgroup.procs"} // version 2
+	}
+	for _, h := range hierarchies {
+		if err := os.MkdirAll(filepath.Join(filepath.Dir(h), c.cgroupRoot()), 0o755); err != nil {
+			return fmt.Errorf("making the node's cgroups: %w", err)
+		}
+	}
+	return nil
+}
+
+// removeCgroups removes what the kubelets leave: the kubepods trees and the
 // runtime's, all empty once the cluster's processes are gone. A tree with a process in it stays.
-func removeCgroups() error {
+func (c Config) removeCgroups() error {
 	var errs []error
-	for _, pattern := range []string{"/sys/fs/cgroup/kubepods", "/sys/fs/cgroup/*/kubepods"} {
+	tree := cmp.Or(strings.TrimPrefix(c.cgroupRoot(), "/"), "kubepods")
+	for _, pattern := range []string{"/sys/fs/cgroup/" + tree, "/sys/fs/cgroup/*/" + tree} {
 		roots, err := filepath.Glob(pattern)
 		if err != nil {
 			return fmt.Errorf("looking for cgroups: %w", err)

@@ -84,7 +84,10 @@ func (c Config) prepareNamespaces() error {
 	if err := syscall.Sethostname([]byte(c.NodeName)); err != nil {
 		return fmt.Errorf("naming the node: %w", err)
 	}
-	return prepareNetwork()
+	if err := c.makeCgroups(); err != nil {
+		return err
+	}
+	return c.prepareNetwork()
 }
 
 // overlay lets the node see a directory of the host and keep what it writes
@@ -118,22 +121,29 @@ func (c Config) newBootID() error {
 	return nil
 }
 
-func prepareNetwork() error {
-	for _, args := range []string{
+// prepareNetwork makes the node's bridge. A node that joins has its link to the
+// first one from [Join], and reaches everything outside its own pods by it.
+func (c Config) prepareNetwork() error {
+	commands := []string{
 		"link set lo up",
 		// An address of its own: else it takes the lowest of its ports', which
 		// changes when pods come and go, and pods go on sending to the old one.
 		"link add " + bridge + " address " + bridgeMAC + " type bridge",
-		"addr add " + NodeIP + "/16 dev " + bridge,
+		"addr add " + c.nodeIP() + "/16 dev " + bridge,
 		"link set " + bridge + " up",
-		// The service address of the API server is local: no proxy is needed for it.
-		"addr add " + apiIP + "/32 dev lo",
-		"addr add " + clusterDNS + "/32 dev lo",
-		// Service addresses need a route to be looked up before kube-proxy's rules turn them into endpoints.
-		"route add " + serviceCIDR + " dev " + bridge,
 		// Packets to nowhere should fail at once and not wait for a route.
 		"route add blackhole default",
-	} {
+	}
+	if c.Joins == "" {
+		commands = append(commands,
+			// The service address of the API server is local: no proxy is needed for it.
+			"addr add "+apiIP+"/32 dev lo",
+			"addr add "+clusterDNS+"/32 dev lo",
+			// Service addresses need a route to be looked up before kube-proxy's rules turn them into endpoints.
+			"route add "+serviceCIDR+" dev "+bridge,
+		)
+	}
+	for _, args := range commands {
 		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
 			return fmt.Errorf("ip %s: %w: %s", args, err, strings.TrimSpace(string(out)))
 		}

@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -30,22 +31,18 @@ func (c Config) writePKI() error {
 	if err := writePEM(c.pki("ca.crt"), "CERTIFICATE", ca.cert.Raw); err != nil {
 		return err
 	}
-	for _, leaf := range []struct {
-		file, name, group string
-		server            bool
-	}{
+	if err := writeKey(c.pki("ca.key"), ca.key); err != nil {
+		return err
+	}
+	if err := c.issueAll(ca, []leaf{
 		{file: "apiserver", name: "kube-apiserver", server: true},
-		{file: "kubelet-server", name: c.NodeName, server: true},
-		{file: "kubelet-client", name: "system:node:" + c.NodeName, group: "system:nodes"},
 		{file: "apiserver-kubelet", name: "kube-apiserver-kubelet-client", group: "system:masters"},
 		{file: "admin", name: "admin", group: "system:masters"},
 		{file: "controller-manager", name: "system:kube-controller-manager"},
 		{file: "scheduler", name: "system:kube-scheduler"},
 		{file: "proxy", name: "system:kube-proxy"},
-	} {
-		if err := ca.issue(c.pki(leaf.file), leaf.name, leaf.group, leaf.server); err != nil {
-			return fmt.Errorf("issuing the %s certificate: %w", leaf.file, err)
-		}
+	}); err != nil {
+		return err
 	}
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
@@ -59,6 +56,33 @@ func (c Config) writePKI() error {
 		return fmt.Errorf("encoding the service account key: %w", err)
 	}
 	return writePEM(c.pki("service-accounts.pub"), "PUBLIC KEY", pub)
+}
+
+// leaf is a certificate of one component.
+type leaf struct {
+	file, name, group string
+	server            bool
+}
+
+func (c Config) issueAll(ca *certAuthority, leaves []leaf) error {
+	for _, l := range leaves {
+		if err := ca.issue(c.pki(l.file), l, c.nodeIP()); err != nil {
+			return fmt.Errorf("issuing the %s certificate: %w", l.file, err)
+		}
+	}
+	return nil
+}
+
+// writeNodePKI makes the certificates of one node's kubelet.
+func (c Config) writeNodePKI() error {
+	pair, err := tls.LoadX509KeyPair(c.pki("ca.crt"), c.pki("ca.key"))
+	if err != nil {
+		return fmt.Errorf("loading the cluster's CA: %w", err)
+	}
+	return c.issueAll(&certAuthority{cert: pair.Leaf, key: pair.PrivateKey.(*ecdsa.PrivateKey)}, []leaf{
+		{file: c.own("kubelet-server"), name: c.NodeName, server: true},
+		{file: c.own("kubelet-client"), name: "system:node:" + c.NodeName, group: "system:nodes"},
+	})
 }
 
 type certAuthority struct {
@@ -87,18 +111,18 @@ func newCA() (*certAuthority, error) {
 }
 
 // issue writes path.crt and path.key.
-func (ca *certAuthority) issue(path, name, group string, server bool) error {
+func (ca *certAuthority) issue(path string, l leaf, nodeIP string) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
 	}
-	tmpl := template(name, group)
+	tmpl := template(l.name, l.group)
 	tmpl.KeyUsage = x509.KeyUsageDigitalSignature
 	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-	if server {
+	if l.server {
 		tmpl.ExtKeyUsage = append(tmpl.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
-		tmpl.DNSNames = []string{name, "localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"}
-		tmpl.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.ParseIP(apiIP), net.ParseIP(NodeIP)}
+		tmpl.DNSNames = []string{l.name, "localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"}
+		tmpl.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.ParseIP(apiIP), net.ParseIP(nodeIP)}
 	}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, ca.cert, key.Public(), ca.key)
 	if err != nil {

@@ -43,7 +43,7 @@ func (s *supervisor) reboot(ctx context.Context) error {
 			return fmt.Errorf("emptying the node's /run: %w", err)
 		}
 	}
-	if err := Poll(killCtx, 50*time.Millisecond, func(context.Context) error { return removeCgroups() }); err != nil {
+	if err := Poll(killCtx, 50*time.Millisecond, func(context.Context) error { return s.cfg.removeCgroups() }); err != nil {
 		return fmt.Errorf("removing the pods' cgroups: %w", err)
 	}
 	if err := s.cfg.newBootID(); err != nil {

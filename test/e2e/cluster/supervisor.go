@@ -63,16 +63,20 @@ func (s *supervisor) run(ctx context.Context) error {
 		return err
 	}
 	s.parts = s.cfg.components()
-	for _, step := range []struct {
+	type step struct {
 		name  string
 		ready func(context.Context) error
-	}{
-		{"containerd", criReady},
-		{"etcd", dialable("tcp", "127.0.0.1:2379")},
-		{"kube-apiserver", s.apiReady},
-		{"kube-controller-manager", nil},
-		{"kube-scheduler", nil},
-	} {
+	}
+	steps := []step{{"containerd", criReady}}
+	if s.cfg.Joins == "" {
+		steps = append(steps,
+			step{"etcd", dialable("tcp", "127.0.0.1:2379")},
+			step{"kube-apiserver", s.apiReady},
+			step{"kube-controller-manager", nil},
+			step{"kube-scheduler", nil},
+		)
+	}
+	for _, step := range steps {
 		if err := s.startReady(ctx, step.name, step.ready); err != nil {
 			return err
 		}
@@ -83,8 +87,10 @@ func (s *supervisor) run(ctx context.Context) error {
 		}
 		s.log.Info("started", slog.String("component", step.name), slog.Duration("after", time.Since(begun).Round(time.Millisecond)))
 	}
-	if err := s.serveDNS(); err != nil {
-		return err
+	if s.cfg.Joins == "" {
+		if err := s.serveDNS(); err != nil {
+			return err
+		}
 	}
 	if s.cfg.KubeProxy {
 		if err := s.startReady(ctx, "kube-proxy", nil); err != nil {
@@ -95,7 +101,7 @@ func (s *supervisor) run(ctx context.Context) error {
 		return err
 	}
 	s.log.Info("node is ready", slog.Duration("after", time.Since(begun).Round(time.Millisecond)))
-	go forward(lent, fmt.Sprintf("127.0.0.1:%d", apiPort))
+	go forward(lent, fmt.Sprintf("%s:%d", NodeIP, apiPort))
 	return s.serveControl()
 }
 
@@ -126,12 +132,12 @@ func (c Config) components() map[string]*component {
 			"--leader-elect=false", "--bind-address=127.0.0.1", "--profiling=false",
 		}},
 		{name: "kube-proxy", path: c.bin("kube-proxy"), args: []string{
-			"--kubeconfig=" + c.path("proxy.conf"), "--proxy-mode=iptables", "--cluster-cidr=" + podCIDR, "--hostname-override=" + c.NodeName,
+			"--kubeconfig=" + c.path("proxy.conf"), "--proxy-mode=iptables", "--cluster-cidr=" + allPodsCIDR, "--hostname-override=" + c.NodeName,
 			"--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0",
 		}},
 		{name: "containerd", path: "containerd", args: []string{"--config=" + c.path("containerd.toml")}},
 		{name: "kubelet", path: c.bin("kubelet"), args: []string{
-			"--config=" + c.path("kubelet.yaml"), "--kubeconfig=" + c.path("kubelet.conf"), "--hostname-override=" + c.NodeName, "--node-ip=" + NodeIP,
+			"--config=" + c.path("kubelet.yaml"), "--kubeconfig=" + c.path("kubelet.conf"), "--hostname-override=" + c.NodeName, "--node-ip=" + c.nodeIP(),
 			"--root-dir=/var/lib/kubelet", "--v=2",
 		}},
 	}

@@ -55,6 +55,11 @@ func Up(ctx context.Context, cfg Config) (*Cluster, error) {
 		return nil, err
 	}
 	defer lock.Close()
+	return cfg.up(ctx, lock, nil)
+}
+
+// up starts a node; link, unless nil, connects its network namespace.
+func (cfg Config) up(ctx context.Context, lock *os.File, link func(*Cluster) error) (*Cluster, error) {
 	begun := time.Now()
 	if err := cfg.prepare(); err != nil {
 		return nil, err
@@ -63,7 +68,13 @@ func Up(ctx context.Context, cfg Config) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.awaitControl(ctx); err != nil {
+	if link != nil {
+		err = link(c)
+	}
+	if err == nil {
+		err = c.awaitControl(ctx)
+	}
+	if err != nil {
 		_ = c.end(context.WithoutCancel(ctx))
 		return nil, err
 	}
@@ -78,7 +89,12 @@ func (c Config) prepare() error {
 			return fmt.Errorf("making the cluster's directory: %w", err)
 		}
 	}
-	if err := c.writePKI(); err != nil {
+	if c.Joins == "" {
+		if err := c.writePKI(); err != nil {
+			return err
+		}
+	}
+	if err := c.writeNodePKI(); err != nil {
 		return err
 	}
 	if err := c.writeFiles(); err != nil {
