@@ -55,7 +55,7 @@ func TestSecondNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { leave(t, second) })
-	diagnoseOnFailure(t)
+	diagnoseOnFailure(t, second)
 	namespace(t, "rig2", "plain")
 	ctx := within(t, time.Minute)
 	ips := map[string]string{}

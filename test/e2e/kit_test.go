@@ -28,8 +28,9 @@ func within(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
-// diagnoseOnFailure writes the cluster's state to a file when the test has failed.
-func diagnoseOnFailure(t *testing.T) {
+// diagnoseOnFailure writes the cluster's state to a file when the test has
+// failed: what is seen from the first node, and from those that joined it.
+func diagnoseOnFailure(t *testing.T, joined ...*cluster.Cluster) {
 	t.Helper()
 	t.Cleanup(func() {
 		if !t.Failed() {
@@ -39,21 +40,27 @@ func diagnoseOnFailure(t *testing.T) {
 		if dir == "" {
 			dir = os.TempDir()
 		}
-		file := filepath.Join(dir, "spiffe-node-e2e-"+strings.ReplaceAll(t.Name(), "/", "-")+".txt")
-		err := os.MkdirAll(dir, 0o755)
-		if err != nil {
-			t.Logf("no diagnosis: %v", err)
-			return
+		for _, n := range append([]*cluster.Cluster{node}, joined...) {
+			file := filepath.Join(dir, "spiffe-node-e2e-"+strings.ReplaceAll(t.Name(), "/", "-")+"-"+n.NodeName()+".txt")
+			if err := diagnose(context.WithoutCancel(t.Context()), n, file); err != nil {
+				t.Logf("no diagnosis: %v", err)
+				return
+			}
+			t.Logf("the cluster's state is in %s", file)
 		}
-		f, err := os.Create(file)
-		if err != nil {
-			t.Logf("no diagnosis: %v", err)
-			return
-		}
-		defer f.Close()
-		node.Diagnose(context.WithoutCancel(t.Context()), f)
-		t.Logf("the cluster's state is in %s", file)
 	})
+}
+
+func diagnose(ctx context.Context, n *cluster.Cluster, file string) error {
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	n.Diagnose(ctx, f)
+	return f.Close()
 }
 
 // namespace makes a namespace with a service account for one test.

@@ -42,6 +42,7 @@ func main() {
 	names := flag.String("names", "default,ROOTCA", "secrets to ask for, one stream each")
 	listen := flag.String("listen", "", "address to shake hands at, with the secrets received")
 	peer := flag.String("dial", "", "address to shake hands with, with the secrets received")
+	again := flag.Bool("dial-again", false, "shake hands five times a second instead of once")
 	once := flag.Bool("once", false, "end with success when every secret has come")
 	count := flag.Int("repeat", 1, "connections to hold, each with all names")
 	flag.Parse()
@@ -59,7 +60,7 @@ func main() {
 		})
 	}
 	if *peer != "" {
-		group.Go(func() { own.dial(ctx, *peer, out) })
+		group.Go(func() { own.dial(ctx, *peer, *again, out) })
 	}
 	for i := range *count {
 		conn, err := grpc.NewClient("unix://"+*socket, grpc.WithTransportCredentials(insecure.NewCredentials()),

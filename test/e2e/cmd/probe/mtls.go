@@ -102,13 +102,14 @@ func (m *material) serve(ctx context.Context, address string, out *reporter) err
 	}
 }
 
-// dial shakes hands with address once, trying until it works.
-func (m *material) dial(ctx context.Context, address string, out *reporter) {
+// dial shakes hands with address, trying until it works: once, or for ever if
+// again says so.
+func (m *material) dial(ctx context.Context, address string, again bool, out *reporter) {
 	for {
 		if conn, err := new(net.Dialer).DialContext(ctx, "tcp", address); err == nil {
 			done := out.handshake(ctx, m, conn, tls.Client)
 			conn.Close()
-			if done {
+			if done && !again {
 				return
 			}
 		}
