@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/spiffe-node/spiffe-node/internal/adminapi"
 	"github.com/spiffe-node/spiffe-node/internal/bundleendpoint"
 	"github.com/spiffe-node/spiffe-node/internal/config"
 	"github.com/spiffe-node/spiffe-node/internal/daemon"
@@ -48,8 +47,7 @@ func (p *parts) addFederation(ctx context.Context, of *process) error {
 func (p *parts) endpointCertificate(of *process, cfg config.BundleEndpoint) (bundleendpoint.Certificate, error) {
 	switch {
 	case cfg.Profile == config.ProfileSPIFFE:
-		get, err := adminapi.ServerCertificate(p.authority, of.log)
-		return bundleendpoint.Certificate{Get: get}, err
+		return bundleendpoint.Certificate{Get: p.identity}, nil
 	case cfg.ACME.Domain != "":
 		return bundleendpoint.ACME(bundleendpoint.ACMEConfig{
 			Domain: cfg.ACME.Domain, Email: cfg.ACME.Email, Directory: cfg.ACME.DirectoryURL,

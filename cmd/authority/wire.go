@@ -31,6 +31,7 @@ type parts struct {
 	attestors []string     // their types
 	poller    *federation.Poller
 	endpoint  *bundleendpoint.Server // nil where the bundle is not served
+	identity  adminapi.Certificate   // of this process, to TLS clients
 	admin     *adminapi.Server
 	remote    *adminapi.Remote // nil where no agents are served
 	tasks     []daemon.Task    // beside those of the fields above
@@ -55,6 +56,9 @@ func (p *process) wire(ctx context.Context) (_ *parts, err error) {
 	}
 	out.upstream = closeAbove
 	if out.authority, err = openAuthority(td, above, p); err != nil { //nolint:contextcheck // Open bounds what it waits for
+		return nil, err
+	}
+	if out.identity, err = adminapi.ServerCertificate(out.authority, p.log); err != nil { //nolint:contextcheck // as in a handshake, which has none
 		return nil, err
 	}
 	attestors, err := nodeAttestors(td, out.authority, cfg.NodeAttestation)
@@ -93,6 +97,7 @@ func (p *process) wire(ctx context.Context) (_ *parts, err error) {
 		Group:       cfg.Admin.Group,
 		TrustDomain: td,
 		Authority:   out.authority,
+		Certificate: out.identity,
 		Nodes:       nodes,
 		Federation:  out.poller,
 		LogLevel:    p.level,
@@ -115,6 +120,7 @@ func (p *process) wire(ctx context.Context) (_ *parts, err error) {
 		Address:     cfg.Server.Address,
 		TrustDomain: td,
 		Authority:   out.authority,
+		Certificate: out.identity,
 		Nodes:       nodes,
 		AdminIDs:    admins,
 		Federation:  out.poller,

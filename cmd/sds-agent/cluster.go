@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -101,24 +102,20 @@ func (n *node) whyLate(s attest.Subject, since time.Time) string {
 // the entries of others are no concern of. An entry for one other pod is no hint.
 func (n *node) nearestOwn(selectors attest.Selectors) string {
 	const looked = 16
+	ofOthers := func(sel attest.Selector) bool {
+		return slices.ContainsFunc([]string{"k8s:ns:", "k8s:pod-uid:", "k8s:pod-name:"}, func(prefix string) bool {
+			return strings.HasPrefix(sel.String(), prefix)
+		})
+	}
 	for _, near := range n.manager.Entries().Nearest(selectors, looked) {
+		if slices.ContainsFunc(near.Missing, ofOthers) {
+			continue
+		}
 		var missing []string
 		for _, sel := range near.Missing {
-			text := sel.String()
-			for _, other := range []string{"k8s:ns:", "k8s:pod-uid:", "k8s:pod-name:"} {
-				if strings.HasPrefix(text, other) {
-					missing = nil
-					text = ""
-				}
-			}
-			if text == "" {
-				break
-			}
-			missing = append(missing, text)
+			missing = append(missing, sel.String())
 		}
-		if len(missing) == len(near.Missing) {
-			return fmt.Sprintf("; the nearest, for %s, asks for %s, which it lacks", near.Entry.SPIFFEID, strings.Join(missing, ", "))
-		}
+		return fmt.Sprintf("; the nearest, for %s, asks for %s, which it lacks", near.Entry.SPIFFEID, strings.Join(missing, ", "))
 	}
 	return ""
 }

@@ -2,9 +2,12 @@ package adminapi
 
 import (
 	"context"
+	"crypto/x509"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
@@ -15,8 +18,9 @@ import (
 // debugService is spire.api.server.debug.v1.Debug.
 type debugService struct {
 	debugpb.UnimplementedDebugServer
-	authority Authority
-	start     time.Time
+	authority   Authority
+	certificate Certificate // nil: no TLS endpoint
+	start       time.Time
 }
 
 func (s *debugService) GetInfo(context.Context, *debugpb.GetInfoRequest) (*debugpb.GetInfoResponse, error) {
@@ -29,9 +33,11 @@ func (s *debugService) GetInfo(context.Context, *debugpb.GetInfoRequest) (*debug
 		EntriesCount:          int32(s.authority.Set().Len()),           // memory ends first
 		FederatedBundlesCount: int32(s.authority.BundleCount()),         // the own one counts, as on the server
 	}
-	// There is no server SVID to show: the authority has no TLS endpoint. The
-	// chain is the CA that signs now, up to its root.
-	for _, c := range s.authority.CAChain() {
+	chain, err := s.chain()
+	if err != nil {
+		return nil, fail(codes.Internal, "failed verification against bundle", err)
+	}
+	for _, c := range chain {
 		out := &debugpb.GetInfoResponse_Cert{ExpiresAt: c.NotAfter.Unix(), Subject: c.Subject.String()}
 		if len(c.URIs) == 1 {
 			if id, err := spiffeid.FromURI(c.URIs[0]); err == nil {
@@ -41,6 +47,28 @@ func (s *debugService) GetInfo(context.Context, *debugpb.GetInfoRequest) (*debug
 		resp.SvidChain = append(resp.SvidChain, out)
 	}
 	return resp, nil
+}
+
+// chain is the server's own SVID up to its root. Without a TLS endpoint there is
+// none to show, and it begins with the CA that signs now.
+func (s *debugService) chain() ([]*x509.Certificate, error) {
+	if s.certificate == nil {
+		return s.authority.CAChain(), nil
+	}
+	own, err := s.certificate(nil)
+	if err != nil {
+		return nil, err
+	}
+	bundle := s.authority.OwnBundle()
+	roots := x509bundle.New(bundle.TrustDomain)
+	for _, root := range bundle.X509 {
+		roots.AddX509Authority(root.Certificate)
+	}
+	_, chains, err := x509svid.ParseAndVerify(own.Certificate, roots)
+	if err != nil {
+		return nil, err
+	}
+	return chains[0], nil
 }
 
 // healthService is grpc.health.v1.Health; only Check, as on the server.

@@ -42,6 +42,8 @@ type RemoteConfig struct {
 	TrustDomain spiffeid.TrustDomain
 	// Authority is served; required.
 	Authority RemoteAuthority
+	// Certificate is presented, see [ServerCertificate]; required.
+	Certificate Certificate
 	// Nodes attest and serve agents; required.
 	Nodes *Nodes
 	// AdminIDs may use the administrators' calls, beside those with an admin
@@ -74,8 +76,8 @@ type Remote struct {
 
 // NewRemote listens; nothing is served before Run.
 func NewRemote(ctx context.Context, cfg RemoteConfig) (*Remote, error) {
-	if cfg.TrustDomain.IsZero() || cfg.Authority == nil || cfg.Nodes == nil {
-		return nil, errors.New("server API: trust domain, authority or nodes are missing")
+	if cfg.TrustDomain.IsZero() || cfg.Authority == nil || cfg.Certificate == nil || cfg.Nodes == nil {
+		return nil, errors.New("server API: trust domain, authority, certificate or nodes are missing")
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -84,11 +86,6 @@ func NewRemote(ctx context.Context, cfg RemoteConfig) (*Remote, error) {
 		cfg.Audit = cfg.Logger
 	}
 	r := &Remote{cfg: cfg, stopping: make(chan struct{})}
-	identity := &serverIdentity{signer: cfg.Authority, log: cfg.Logger}
-	// Nobody should find out by a failed handshake that this cannot work.
-	if _, err := identity.certificate(nil); err != nil { //nolint:contextcheck // as in a handshake, which has none
-		return nil, fmt.Errorf("server API: %w", err)
-	}
 	lc := net.ListenConfig{}
 	lis, err := lc.Listen(ctx, "tcp", cfg.Address)
 	if err != nil {
@@ -102,7 +99,7 @@ func NewRemote(ctx context.Context, cfg RemoteConfig) (*Remote, error) {
 			NextProtos:             []string{"h2"},
 			ClientAuth:             tls.RequestClientCert,
 			SessionTicketsDisabled: true, // every connection shows its chain
-			GetCertificate:         identity.certificate,
+			GetCertificate:         cfg.Certificate,
 			VerifyPeerCertificate:  r.verifyPeer,
 		})),
 		grpc.ConnectionTimeout(handshakeTimeout),

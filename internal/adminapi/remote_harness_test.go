@@ -107,6 +107,9 @@ func serve(t *testing.T, edit ...func(*settings)) *server {
 		t.Fatal(err)
 	}
 	s.remote.Nodes = out.nodes
+	if s.remote.Certificate, err = adminapi.ServerCertificate(a, log); err != nil {
+		t.Fatal(err)
+	}
 	r, err := adminapi.NewRemote(t.Context(), s.remote)
 	if err != nil {
 		t.Fatal(err)

@@ -43,6 +43,9 @@ type Config struct {
 	// Authority is served as the SPIRE Server API; nil serves nothing of it but
 	// Logger: for agents whose authority is elsewhere.
 	Authority Authority
+	// Certificate is what the TLS listeners present, see [ServerCertificate]; nil
+	// = there are none.
+	Certificate Certificate
 	// Nodes attests other agents; nil = the authority serves only the agent in
 	// this process.
 	Nodes *Nodes
@@ -111,7 +114,7 @@ func (s *Server) register() {
 		localauthoritypb.RegisterLocalAuthorityServer(s.grpc, &localAuthorityService{keys: a})
 		trustdomainpb.RegisterTrustDomainServer(s.grpc, &trustDomainService{td: td, store: a, fetcher: s.cfg.Federation, log: s.cfg.Logger})
 		inspectpb.RegisterRotationServer(s.grpc, &rotationService{keys: a})
-		debugpb.RegisterDebugServer(s.grpc, &debugService{authority: a, start: time.Now()})
+		debugpb.RegisterDebugServer(s.grpc, &debugService{authority: a, certificate: s.cfg.Certificate, start: time.Now()})
 		healthpb.RegisterHealthServer(s.grpc, &healthService{authority: a})
 	}
 	if s.cfg.LogLevel != nil {

@@ -7,9 +7,12 @@ import (
 	"log/slog"
 )
 
+// Certificate is a tls.Config.GetCertificate that needs no ClientHelloInfo.
+type Certificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+
 // ServerCertificate gives TLS listeners the server's own X509-SVID, renewed in
-// time, for tls.Config.GetCertificate.
-func ServerCertificate(signer RemoteAuthority, log *slog.Logger) (func(*tls.ClientHelloInfo) (*tls.Certificate, error), error) {
+// time.
+func ServerCertificate(signer RemoteAuthority, log *slog.Logger) (Certificate, error) {
 	if signer == nil {
 		return nil, errors.New("server SVID: authority is missing")
 	}

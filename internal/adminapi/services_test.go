@@ -18,10 +18,12 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/spiffe-node/spiffe-node/internal/adminapi"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/agentpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/bundlepb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/debugpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/entrypb"
+	"github.com/spiffe-node/spiffe-node/internal/spirewire/localauthoritypb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/loggerpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/svidpb"
 	"github.com/spiffe-node/spiffe-node/internal/spirewire/typespb"
@@ -290,6 +292,11 @@ func TestDebugAndHealth(t *testing.T) {
 	if last := chain[len(chain)-1]; last.GetId().GetTrustDomain() != "td" || last.GetExpiresAt() < time.Now().Unix() {
 		t.Errorf("root: %v", last)
 	}
+	if onRealServer() {
+		if id := chain[0].GetId(); id.GetPath() != "/spire/server" {
+			t.Errorf("leaf: %v", chain[0])
+		}
+	}
 	h := healthpb.NewHealthClient(conn)
 	resp, err := h.Check(t.Context(), &healthpb.HealthCheckRequest{})
 	if err != nil || resp.GetStatus() != healthpb.HealthCheckResponse_SERVING {
@@ -304,6 +311,38 @@ func TestDebugAndHealth(t *testing.T) {
 		_, err = stream.Recv()
 	}
 	want{12, "method Watch not implemented"}.checkError(t, err)
+}
+
+// With a TLS endpoint the chain is that of the server's own SVID, also below a
+// new CA.
+func TestDebugShowsTheServersSVID(t *testing.T) {
+	a := openAuthority(t)
+	identity, err := adminapi.ServerCertificate(a, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := dial(t, start(t, adminapi.Config{Authority: a, Certificate: identity, LocalAgent: localID}))
+	check := func() {
+		t.Helper()
+		info, err := debugpb.NewDebugClient(conn).GetInfo(t.Context(), &debugpb.GetInfoRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		chain := info.GetSvidChain()
+		if len(chain) != 2 || chain[0].GetId().GetPath() != "/spire/server" || chain[0].GetSubject() != "O=SPIRE,C=US" || chain[1].GetId().GetPath() != "" {
+			t.Errorf("chain: %v", chain)
+		}
+	}
+	check()
+	keys := localauthoritypb.NewLocalAuthorityClient(conn)
+	prepared, err := keys.PrepareX509Authority(t.Context(), &localauthoritypb.PrepareX509AuthorityRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := keys.ActivateX509Authority(t.Context(), &localauthoritypb.ActivateX509AuthorityRequest{AuthorityId: prepared.GetPreparedAuthority().GetAuthorityId()}); err != nil {
+		t.Fatal(err)
+	}
+	check()
 }
 
 func TestLogger(t *testing.T) {

@@ -37,6 +37,7 @@ nobody,web,admin,down,agent,socket svid/NewJWTSVID {}
 nobody,web,admin,down,agent,socket svid/BatchNewWITSVID {}
 nobody,web,admin,down,agent,socket svid/NewDownstreamX509CA {}
 nobody,web,admin,agent debug/GetInfo {}
+socket debug/GetInfo {}
 nobody,web,admin,agent logger/GetLogger {}
 nobody,web,admin,agent health/Check {}
 # agents

@@ -176,6 +176,8 @@ var scrubs = []struct {
 	{regexp.MustCompile(`"key_id":"\w{32}"`), `"key_id":"KEY"`},
 	{regexp.MustCompile(`"x509svid_serial_number":"\d+"`), `"x509svid_serial_number":"SERIAL"`},
 	{regexp.MustCompile(`"(\w+_at)":"\d{9,}"`), `"$1":"TIME"`},
+	{regexp.MustCompile(`SERIALNUMBER=\d+`), "SERIALNUMBER=N"},
+	{regexp.MustCompile(`"uptime":\d+,`), ""}, // a new server leaves the zero out
 	{regexp.MustCompile(`"sequence_number":"\d+"`), `"sequence_number":"N"`},
 	{regexp.MustCompile(`"next_page_token":"\d+"`), `"next_page_token":"N"`},
 	{regexp.MustCompile(`"authority_id":"\w+"`), `"authority_id":"ID"`},

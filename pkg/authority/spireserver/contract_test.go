@@ -47,7 +47,11 @@ func newOurs(t *testing.T) *ours {
 	if err != nil {
 		t.Fatal(err)
 	}
-	remote, err := adminapi.NewRemote(t.Context(), adminapi.RemoteConfig{Address: "127.0.0.1:0", TrustDomain: td, Authority: a, Nodes: nodes})
+	identity, err := adminapi.ServerCertificate(a, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	remote, err := adminapi.NewRemote(t.Context(), adminapi.RemoteConfig{Address: "127.0.0.1:0", TrustDomain: td, Authority: a, Certificate: identity, Nodes: nodes})
 	if err != nil {
 		t.Fatal(err)
 	}
