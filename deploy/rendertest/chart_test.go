@@ -227,6 +227,10 @@ var variants = map[string][]string{
 		"authority.embedded.federation.tls.externalSecret.enabled=true", "authority.embedded.federation.tls.externalSecret.secretName=bundle-tls",
 		"authority.embedded.federation.bundleEndpoint.port=9443", "authority.embedded.federation.from[0].ipBlock.cidr=192.0.2.0/24",
 	},
+	"machines": {
+		"global.spire.trustDomain=example.org", "authority.embedded.nodeAttestation.x509pop.enabled=true", "authority.embedded.nodeAttestation.x509pop.configMap=machines-ca",
+		"authority.embedded.nodeAttestation.x509pop.key=roots.pem", "authority.embedded.service.type=LoadBalancer", "authority.embedded.service.from[0].ipBlock.cidr=192.0.2.0/24", "networkPolicy.enabled=true",
+	},
 	"company": {"global.spire.trustDomain=example.org", "authority.embedded.upstreamAuthority.disk.enabled=true"},
 	"child": {
 		"global.spire.trustDomain=example.org", "authority.embedded.upstreamAuthority.spire.enabled=true",

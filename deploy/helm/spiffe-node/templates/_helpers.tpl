@@ -172,6 +172,9 @@ imagePullSecrets:
   "health" (dict "address" (printf ":%d" (int $e.healthPort)))
   "log" (dict "level" $e.logLevel "format" $e.logFormat)
 -}}
+{{- if $e.nodeAttestation.x509pop.enabled }}
+{{- $_ := set $c.nodeAttestation "x509pop" (dict "mode" "external_pki" "caBundlePaths" (list (printf "/etc/spiffe-node-x509pop/%s" $e.nodeAttestation.x509pop.key))) }}
+{{- end }}
 {{- if $e.federation.enabled }}
 {{- $endpoint := dict
   "address" (printf "%s:%d" $e.federation.bundleEndpoint.address (int $e.federation.bundleEndpoint.port))
