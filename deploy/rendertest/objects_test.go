@@ -175,6 +175,12 @@ func testPaths(t *testing.T, r *rendered, spec corev1.PodSpec, driver corev1.Con
 		!slices.ContainsFunc(spec.Volumes, func(v corev1.Volume) bool { return v.HostPath != nil && v.HostPath.Path == def }) {
 		t.Errorf("restart state is kept in %s, which is not the host's", def)
 	}
+	// Without it the agent does not start on nodes with cgroup v2.
+	agent := container(t, spec, "sds-agent")
+	i := slices.IndexFunc(spec.Volumes, func(v corev1.Volume) bool { return v.HostPath != nil && v.HostPath.Path == "/sys/fs/cgroup" })
+	if i < 0 || !slices.ContainsFunc(agent.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == spec.Volumes[i].Name && m.ReadOnly }) {
+		t.Error("the agent does not see the host's cgroups")
+	}
 	for _, name := range []string{"sockets", "state", "plugin", "registry", "pods"} {
 		i := slices.IndexFunc(spec.Volumes, func(v corev1.Volume) bool { return v.Name == name })
 		j := slices.IndexFunc(driver.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == name })

@@ -67,7 +67,7 @@ func (r *resolver) absolute(g procfs.Cgroup) (string, error) {
 	}
 	own, ok := r.own[g.Controllers]
 	if !ok {
-		return "", fmt.Errorf("%w: cgroup path %q cannot be resolved: this process's own cgroup is not known; set it or share the host's cgroup namespace", ErrDenied, g.Path)
+		return "", fmt.Errorf("%w: cgroup path %q cannot be resolved: this process's own cgroup in that hierarchy is not known", ErrDenied, g.Path)
 	}
 	for range up {
 		i := strings.LastIndexByte(own, '/')
@@ -184,7 +184,7 @@ func ownRoot(path string) (root, base string, err error) {
 }
 
 var errOwnCgroup = errors.New("this process is in a cgroup namespace of its own and cannot see where that is among the host's cgroups: " +
-	"configure its own cgroup, make the host's cgroup file system visible, or run it in the host's cgroup namespace")
+	"mount the host's /sys/fs/cgroup into its container, read-only and at any place, or run it in the host's cgroup namespace")
 
 // learnResolver finds the root of our cgroup namespace.
 func learnResolver(proc *procfs.FS, cfg Config, self []procfs.Cgroup) (resolver, error) {
