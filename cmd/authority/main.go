@@ -5,65 +5,34 @@ package main
 
 import (
 	"context"
-	"errors"
-	"flag"
-	"fmt"
-	"io"
-	"log/slog"
-	"os"
 
+	"github.com/spiffe-node/spiffe-node/internal/command"
 	"github.com/spiffe-node/spiffe-node/internal/config"
-	"github.com/spiffe-node/spiffe-node/internal/daemon"
 )
 
 // version is set by the build.
 var version = "dev"
 
-func main() {
-	ctx, stop := daemon.SignalContext(context.Background())
-	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	stop()
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		os.Exit(2)
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "authority:", err)
-		os.Exit(1)
-	}
-}
+func main() { commandLine().Main() }
 
-// run is main without the process: it returns when ctx ends or something fails.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	o, err := parseFlags(args, stderr)
-	if err != nil {
-		return err
+func commandLine() *command.Command[config.AuthorityProcess] {
+	return &command.Command[config.AuthorityProcess]{
+		Name:    "authority",
+		Purpose: "Signs identities for the agents of a cluster. Flags override the configuration\nfile; all its keys are in docs/configuration.md.",
+		Version: version,
+		Load:    config.LoadAuthority,
+		Log:     func(a *config.AuthorityProcess) config.Log { return a.Log },
+		Flags: []command.Flag[config.AuthorityProcess]{
+			{Name: "trust-domain", Usage: "`name` of the trust domain (trustDomain)", Key: func(a *config.AuthorityProcess) *string { return &a.TrustDomain }},
+			{Name: "address", Usage: "`host:port` of the SPIRE Server API for agents (server.address)", Key: func(a *config.AuthorityProcess) *string { return &a.Server.Address }},
+			{Name: "admin-socket", Usage: "admin socket `path` (admin.socketPath)", Key: func(a *config.AuthorityProcess) *string { return &a.Admin.SocketPath }},
+			{Name: "state", Usage: "state `file` (embedded.statePath)", Key: func(a *config.AuthorityProcess) *string { return &a.Embedded.StatePath }},
+			{Name: "health-address", Usage: "`host:port` of health and metrics (health.address)", Key: func(a *config.AuthorityProcess) *string { return &a.Health.Address }},
+			{Name: "log-level", Usage: "debug, info, warn or error (log.level)", Key: func(a *config.AuthorityProcess) *string { return &a.Log.Level }},
+			{Name: "log-format", Usage: "json or text (log.format)", Key: func(a *config.AuthorityProcess) *string { return &a.Log.Format }},
+		},
+		Run: func(ctx context.Context, cfg *config.AuthorityProcess, logs command.Logs) error {
+			return newProcess(cfg, logs).run(ctx)
+		},
 	}
-	if o.version {
-		_, err := fmt.Fprintln(stdout, version)
-		return err
-	}
-	cfg, err := config.LoadAuthority(o.config, o.override)
-	if err != nil {
-		return err
-	}
-	if o.validate {
-		_, err := fmt.Fprintln(stdout, "configuration is valid")
-		return err
-	}
-	level := new(slog.LevelVar)
-	l, err := daemon.ParseLevel(cfg.Log.Level)
-	if err != nil {
-		return err
-	}
-	level.Set(l)
-	log, err := daemon.NewLogger(stderr, cfg.Log.Format, level)
-	if err != nil {
-		return err
-	}
-	// What was signed and changed is written down whatever the level.
-	audit, err := daemon.NewLogger(stderr, cfg.Log.Format, new(slog.LevelVar))
-	if err != nil {
-		return err
-	}
-	return newProcess(cfg, log, audit.With(slog.String("log", "audit")), level).run(ctx)
 }

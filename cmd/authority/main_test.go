@@ -24,7 +24,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 var update = flag.Bool("update", false, "rewrite the flag table in docs/configuration.md")
 
 func TestFlagsAreDocumented(t *testing.T) {
-	doctest.Block(t, "../../docs/configuration.md", "authority-flags", doctest.Flags(flagSet(&options{}, io.Discard)), *update)
+	doctest.Block(t, "../../docs/configuration.md", "authority-flags", doctest.Flags(commandLine().FlagSet()), *update)
 }
 
 // output is a writer that can be read while it is written.
@@ -89,13 +89,13 @@ func TestCommandLine(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out strings.Builder
-			err := run(t.Context(), tc.args, &out, io.Discard)
+			err := commandLine().Execute(t.Context(), tc.args, &out, io.Discard)
 			if out.String() != tc.out || (err == nil) != (tc.err == "") || err != nil && !strings.Contains(err.Error(), tc.err) {
 				t.Errorf("%q, %v", out.String(), err)
 			}
 		})
 	}
-	if err := run(t.Context(), []string{"--help"}, io.Discard, io.Discard); !errors.Is(err, flag.ErrHelp) {
+	if err := commandLine().Execute(t.Context(), []string{"--help"}, io.Discard, io.Discard); !errors.Is(err, flag.ErrHelp) {
 		t.Errorf("help: %v", err)
 	}
 }
@@ -124,7 +124,7 @@ func TestLife(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		var log output
 		done := make(chan error, 1)
-		go func() { done <- run(ctx, arguments(dir), io.Discard, &log) }()
+		go func() { done <- commandLine().Execute(ctx, arguments(dir), io.Discard, &log) }()
 		log.waitFor(t, `"msg":"authority started"`)
 		health := log.waitFor(t, `"msg":"serving health and metrics","address":"`)
 		for _, path := range []string{"/livez", "/readyz", "/metrics"} {
@@ -167,7 +167,7 @@ func TestFailures(t *testing.T) {
 			} else {
 				args = append(args, "--address", "192.0.2.1:1") // not ours
 			}
-			err := run(t.Context(), args, io.Discard, io.Discard)
+			err := commandLine().Execute(t.Context(), args, io.Discard, io.Discard)
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("got %v, want %s", err, tc.want)
 			}

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/spiffe-node/spiffe-node/internal/command"
 	"github.com/spiffe-node/spiffe-node/internal/config"
 	"github.com/spiffe-node/spiffe-node/internal/daemon"
 	"github.com/spiffe-node/spiffe-node/internal/daemon/profile"
@@ -28,7 +29,7 @@ type process struct {
 	parts atomic.Pointer[parts]
 }
 
-func newProcess(cfg *config.AuthorityProcess, log, audit *slog.Logger, level *slog.LevelVar) *process {
+func newProcess(cfg *config.AuthorityProcess, logs command.Logs) *process {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(
 		collectors.NewGoCollector(),
@@ -38,7 +39,7 @@ func newProcess(cfg *config.AuthorityProcess, log, audit *slog.Logger, level *sl
 			ConstLabels: prometheus.Labels{"version": version, "trust_domain": cfg.TrustDomain},
 		}, func() float64 { return 1 }),
 	)
-	p := &process{cfg: cfg, log: log, audit: audit, level: level, started: time.Now(), metrics: reg, health: daemon.NewHealth(reg)}
+	p := &process{cfg: cfg, log: logs.Log, audit: logs.Audit, level: logs.Level, started: time.Now(), metrics: reg, health: daemon.NewHealth(reg)}
 	if cfg.Health.Profiling {
 		profile.Serve(p.health)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/spiffe-node/spiffe-node/internal/command"
 	"github.com/spiffe-node/spiffe-node/internal/config"
 	"github.com/spiffe-node/spiffe-node/internal/daemon"
 	"github.com/spiffe-node/spiffe-node/internal/daemon/profile"
@@ -30,7 +31,7 @@ type agent struct {
 	node atomic.Pointer[node]
 }
 
-func newAgent(cfg *config.Agent, log, audit *slog.Logger, level *slog.LevelVar) (*agent, error) {
+func newAgent(cfg *config.Agent, logs command.Logs) (*agent, error) {
 	if cfg.Mode == config.ModeKubernetes {
 		if err := requireHostPIDs(); err != nil {
 			return nil, err
@@ -45,7 +46,7 @@ func newAgent(cfg *config.Agent, log, audit *slog.Logger, level *slog.LevelVar) 
 			ConstLabels: prometheus.Labels{"version": version, "trust_domain": cfg.TrustDomain, "mode": cfg.Mode},
 		}, func() float64 { return 1 }),
 	)
-	a := &agent{cfg: cfg, log: log, audit: audit, level: level, started: time.Now(), metrics: reg, health: daemon.NewHealth(reg)}
+	a := &agent{cfg: cfg, log: logs.Log, audit: logs.Audit, level: logs.Level, started: time.Now(), metrics: reg, health: daemon.NewHealth(reg)}
 	if cfg.Health.Profiling {
 		profile.Serve(a.health)
 	}

@@ -4,69 +4,42 @@ package main
 
 import (
 	"context"
-	"errors"
-	"flag"
-	"fmt"
-	"io"
-	"log/slog"
-	"os"
 
+	"github.com/spiffe-node/spiffe-node/internal/command"
 	"github.com/spiffe-node/spiffe-node/internal/config"
-	"github.com/spiffe-node/spiffe-node/internal/daemon"
 )
 
 // version is set by the build.
 var version = "dev"
 
-func main() {
-	ctx, stop := daemon.SignalContext(context.Background())
-	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	stop()
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		os.Exit(2)
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "sds-agent:", err)
-		os.Exit(1)
-	}
-}
+func main() { commandLine().Main() }
 
-// run is main without the process: it returns when ctx ends or something fails.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	o, err := parseFlags(args, stderr)
-	if err != nil {
-		return err
+func commandLine() *command.Command[config.Agent] {
+	return &command.Command[config.Agent]{
+		Name:    "sds-agent",
+		Purpose: "Serves SPIFFE identities on this node. Flags override the configuration file;\nall its keys are in docs/configuration.md.",
+		Version: version,
+		Load:    config.Load,
+		Log:     func(a *config.Agent) config.Log { return a.Log },
+		Flags: []command.Flag[config.Agent]{
+			{Name: "trust-domain", Usage: "`name` of the trust domain (trustDomain)", Key: func(a *config.Agent) *string { return &a.TrustDomain }},
+			{Name: "mode", Usage: "standalone or kubernetes (mode)", Key: func(a *config.Agent) *string { return &a.Mode }},
+			{Name: "node-name", Usage: "`name` of this node (node.name)", Key: func(a *config.Agent) *string { return &a.Node.Name }},
+			{Name: "socket-dir", Usage: "public socket `directory` (socket.directory)", Key: func(a *config.Agent) *string { return &a.Socket.Directory }},
+			{Name: "admin-socket", Usage: "admin socket `path` (admin.socketPath)", Key: func(a *config.Agent) *string { return &a.Admin.SocketPath }},
+			{Name: "authority-state", Usage: "state `file` of the embedded authority (authority.embedded.statePath)", Key: func(a *config.Agent) *string { return &a.Authority.Embedded.StatePath }},
+			{Name: "state-dir", Usage: "restart state `directory` on tmpfs (identity.stateDirectory)", Key: func(a *config.Agent) *string { return &a.Identity.StateDirectory }},
+			{Name: "ledger-dir", Usage: "publish ledger `directory` (attestation.kubernetes.ledgerDirectory)", Key: func(a *config.Agent) *string { return &a.Attestation.Kubernetes.LedgerDirectory }},
+			{Name: "health-address", Usage: "`host:port` of health and metrics (health.address)", Key: func(a *config.Agent) *string { return &a.Health.Address }},
+			{Name: "log-level", Usage: "debug, info, warn or error (log.level)", Key: func(a *config.Agent) *string { return &a.Log.Level }},
+			{Name: "log-format", Usage: "json or text (log.format)", Key: func(a *config.Agent) *string { return &a.Log.Format }},
+		},
+		Run: func(ctx context.Context, cfg *config.Agent, logs command.Logs) error {
+			a, err := newAgent(cfg, logs)
+			if err != nil {
+				return err
+			}
+			return a.run(ctx)
+		},
 	}
-	if o.version {
-		_, err := fmt.Fprintln(stdout, version)
-		return err
-	}
-	cfg, err := config.Load(o.config, o.override)
-	if err != nil {
-		return err
-	}
-	if o.validate {
-		_, err := fmt.Fprintln(stdout, "configuration is valid")
-		return err
-	}
-	level := new(slog.LevelVar)
-	l, err := daemon.ParseLevel(cfg.Log.Level)
-	if err != nil {
-		return err
-	}
-	level.Set(l)
-	log, err := daemon.NewLogger(stderr, cfg.Log.Format, level)
-	if err != nil {
-		return err
-	}
-	// What was handed out and changed is written down whatever the level.
-	audit, err := daemon.NewLogger(stderr, cfg.Log.Format, new(slog.LevelVar))
-	if err != nil {
-		return err
-	}
-	a, err := newAgent(cfg, log, audit.With(slog.String("log", "audit")), level)
-	if err != nil {
-		return err
-	}
-	return a.run(ctx)
 }

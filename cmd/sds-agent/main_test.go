@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spiffe-node/spiffe-node/internal/command"
 	"github.com/spiffe-node/spiffe-node/internal/config"
 	"github.com/spiffe-node/spiffe-node/internal/doctest"
 )
@@ -16,7 +18,7 @@ import (
 var update = flag.Bool("update", false, "rewrite the flag table in docs/configuration.md")
 
 func TestFlagsAreDocumented(t *testing.T) {
-	doctest.Block(t, "../../docs/configuration.md", "agent-flags", doctest.Flags(flagSet(&options{}, io.Discard)), *update)
+	doctest.Block(t, "../../docs/configuration.md", "agent-flags", doctest.Flags(commandLine().FlagSet()), *update)
 }
 
 func TestFlagsOverrideTheFile(t *testing.T) {
@@ -24,12 +26,13 @@ func TestFlagsOverrideTheFile(t *testing.T) {
 	if err := os.WriteFile(file, []byte("apiVersion: "+config.APIVersion+"\nkind: AgentConfiguration\ntrustDomain: file.example\nlog: {level: warn}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	o, err := parseFlags([]string{"--config", file, "--trust-domain", "flag.example"}, io.Discard)
-	if err != nil {
-		t.Fatal(err)
+	var c *config.Agent
+	cmd := commandLine()
+	cmd.Run = func(_ context.Context, cfg *config.Agent, _ command.Logs) error {
+		c = cfg
+		return nil
 	}
-	c, err := config.Load(o.config, o.override)
-	if err != nil {
+	if err := cmd.Execute(t.Context(), []string{"--config", file, "--trust-domain", "flag.example"}, io.Discard, io.Discard); err != nil {
 		t.Fatal(err)
 	}
 	if c.TrustDomain != "flag.example" || c.Log.Level != "warn" {
@@ -54,7 +57,7 @@ func TestRun(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out strings.Builder
-			err := run(t.Context(), tc.args, &out, io.Discard)
+			err := commandLine().Execute(t.Context(), tc.args, &out, io.Discard)
 			if tc.err == "" && (err != nil || out.String() != tc.out) {
 				t.Errorf("got %q, %v", out.String(), err)
 			}
@@ -63,7 +66,7 @@ func TestRun(t *testing.T) {
 			}
 		})
 	}
-	if err := run(t.Context(), []string{"-h"}, io.Discard, io.Discard); !errors.Is(err, flag.ErrHelp) {
+	if err := commandLine().Execute(t.Context(), []string{"-h"}, io.Discard, io.Discard); !errors.Is(err, flag.ErrHelp) {
 		t.Errorf("-h: %v", err)
 	}
 }
