@@ -2,7 +2,9 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -98,7 +100,8 @@ func (s *supervisor) unmountPods() error {
 	}
 	for _, m := range slices.Backward(mounts) {
 		if strings.HasPrefix(m.Point, "/var/lib/kubelet/") || strings.HasPrefix(m.Point, "/run/") {
-			if err := syscall.Unmount(m.Point, syscall.MNT_DETACH); err != nil {
+			// The host's own below /run are hidden by the node's, and not to be found.
+			if err := syscall.Unmount(m.Point, syscall.MNT_DETACH); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("unmounting %s: %w", m.Point, err)
 			}
 		}
