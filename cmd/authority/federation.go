@@ -25,7 +25,7 @@ func (p *parts) addFederation(ctx context.Context, of *process) error {
 	if cfg.Address == "" {
 		return nil
 	}
-	cert, err := p.endpointCertificate(of, cfg) //nolint:contextcheck // as in a handshake, which has none
+	cert, err := p.endpointCertificate(of, cfg)
 	if err != nil {
 		return fmt.Errorf("federation: %w", err)
 	}

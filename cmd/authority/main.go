@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"os"
 
 	"github.com/spiffe-node/spiffe-node/internal/command"
 	"github.com/spiffe-node/spiffe-node/internal/config"
@@ -13,7 +14,7 @@ import (
 // version is set by the build.
 var version = "dev"
 
-func main() { commandLine().Main() }
+func main() { os.Exit(commandLine().Main()) }
 
 func commandLine() *command.Command[config.AuthorityProcess] {
 	return &command.Command[config.AuthorityProcess]{

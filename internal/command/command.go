@@ -46,19 +46,20 @@ type Logs struct {
 	Level *slog.LevelVar
 }
 
-// Main runs the command with this process's arguments. It ends the process with 1
-// after an error, which it prints, and with 2 after the help.
-func (c *Command[C]) Main() {
+// Main runs the command with this process's arguments and returns the exit code: 1
+// after an error, which it prints, 2 after the help.
+func (c *Command[C]) Main() int {
 	ctx, stop := daemon.SignalContext(context.Background())
 	err := c.Execute(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		os.Exit(2)
+		return 2
 	case err != nil:
 		fmt.Fprintf(os.Stderr, "%s: %v\n", c.Name, err)
-		os.Exit(1)
+		return 1
 	}
+	return 0
 }
 
 // Execute is Main without the process. The error is flag.ErrHelp when the help

@@ -22,8 +22,10 @@ func TestSPIREAgents(t *testing.T) {
 		t.Fatal(err)
 	}
 	helm(t, "upgrade", "--install", "-n", chartSpace, "spire-crds", "../../deploy/helm/spiffe-node-crds", "--create-namespace")
-	helm(t, append([]string{"upgrade", "--install", "-n", chartSpace, "authority", "../../deploy/helm/spiffe-node", "--wait", "--set", "global.spire.trustDomain=" + trustDomain,
-		"--set", "csiDriverObject.create=false", "--set", "node.serviceAccount.create=false", "--set-string", "node.nodeSelector.nowhere=true"}, here...)...)
+	helm(t, append([]string{
+		"upgrade", "--install", "-n", chartSpace, "authority", "../../deploy/helm/spiffe-node", "--wait", "--set", "global.spire.trustDomain=" + trustDomain,
+		"--set", "csiDriverObject.create=false", "--set", "node.serviceAccount.create=false", "--set-string", "node.nodeSelector.nowhere=true",
+	}, here...)...)
 	args := []string{"upgrade", "--install", "-n", chartSpace, "spire", filepath.Join(dir, "charts", "spire"), "--wait"}
 	for _, v := range append(spireValues, "spire-server.enabled=false") {
 		args = append(args, "--set", v)

@@ -51,8 +51,10 @@ func TestControllerManager(t *testing.T) {
 		t.Fatal(err)
 	}
 	helm(t, "upgrade", "--install", "-n", chartSpace, "spire-crds", "../../deploy/helm/spiffe-node-crds", "--create-namespace")
-	helm(t, append([]string{"upgrade", "--install", "-n", chartSpace, "spire", "../../deploy/helm/spiffe-node", "--wait", "--set", "global.spire.trustDomain=" + trustDomain,
-		"--set", "registration.enabled=false", "--set", "clusterSPIFFEIDs.default.enabled=false"}, here...)...)
+	helm(t, append([]string{
+		"upgrade", "--install", "-n", chartSpace, "spire", "../../deploy/helm/spiffe-node", "--wait", "--set", "global.spire.trustDomain=" + trustDomain,
+		"--set", "registration.enabled=false", "--set", "clusterSPIFFEIDs.default.enabled=false",
+	}, here...)...)
 	manifest, err := os.ReadFile("testdata/controller-manager.yaml")
 	if err != nil {
 		t.Fatal(err)

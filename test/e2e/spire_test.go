@@ -98,8 +98,10 @@ var spireValues = []string{
 // helmSPIRE installs or upgrades SPIRE's chart.
 func helmSPIRE(t *testing.T, dir string, more ...string) {
 	t.Helper()
-	args := []string{"upgrade", "--install", "-n", spireSpace, "spire", filepath.Join(dir, "charts", "spire"), "--wait",
-		"--set", `spire-server.nodeSelector.kubernetes\.io/hostname=` + node.NodeName()} // where its directory is
+	args := []string{
+		"upgrade", "--install", "-n", spireSpace, "spire", filepath.Join(dir, "charts", "spire"), "--wait",
+		"--set", `spire-server.nodeSelector.kubernetes\.io/hostname=` + node.NodeName(),
+	} // where its directory is
 	for _, v := range slices.Concat(spireValues, more) {
 		args = append(args, "--set", v)
 	}

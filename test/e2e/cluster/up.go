@@ -59,27 +59,27 @@ func Up(ctx context.Context, cfg Config) (*Cluster, error) {
 }
 
 // up starts a node; link, unless nil, connects its network namespace.
-func (cfg Config) up(ctx context.Context, lock *os.File, link func(*Cluster) error) (*Cluster, error) {
+func (c Config) up(ctx context.Context, lock *os.File, link func(*Cluster) error) (*Cluster, error) {
 	begun := time.Now()
-	if err := cfg.prepare(); err != nil {
+	if err := c.prepare(); err != nil {
 		return nil, err
 	}
-	c, err := cfg.spawn(lock)
+	cl, err := c.spawn(lock)
 	if err != nil {
 		return nil, err
 	}
 	if link != nil {
-		err = link(c)
+		err = link(cl)
 	}
 	if err == nil {
-		err = c.awaitControl(ctx)
+		err = cl.awaitControl(ctx)
 	}
 	if err != nil {
-		_ = c.end(context.WithoutCancel(ctx))
+		_ = cl.end(context.WithoutCancel(ctx))
 		return nil, err
 	}
-	cfg.Log.Info("cluster is up", slog.String("dir", cfg.Dir), slog.String("kubeconfig", c.Kubeconfig()), slog.Duration("took", time.Since(begun).Round(time.Millisecond)))
-	return c, nil
+	c.Log.Info("cluster is up", slog.String("dir", c.Dir), slog.String("kubeconfig", cl.Kubeconfig()), slog.Duration("took", time.Since(begun).Round(time.Millisecond)))
+	return cl, nil
 }
 
 // prepare fills the scratch directory.
