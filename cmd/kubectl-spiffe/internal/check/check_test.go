@@ -138,3 +138,26 @@ func FuzzCheck(f *testing.F) {
 		}
 	})
 }
+
+func TestNotRunningSaysWhy(t *testing.T) {
+	f, err := os.Open("testdata/own.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	objects, err := check.Parse("own.yaml", f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, finding := range check.Run(check.Input{Objects: objects}) {
+		got = append(got, finding.What)
+	}
+	want := []string{
+		"container sds-agent ends again and again, 4 times so far, with exit code 1: sds-agent: agent: attest: mount the host's /sys/fs/cgroup (node n1)",
+		"container spire-server waits: ImagePullBackOff: no such image (node n1)",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}

@@ -39,6 +39,7 @@ type Identity struct {
 // Run applies the rules.
 func Run(in Input) []Finding {
 	w := newWorld(in)
+	w.own()
 	w.drivers()
 	w.pods()
 	w.registered()
