@@ -231,7 +231,7 @@ func TestRotationByHand(t *testing.T) {
 // deadline and no longer: the status names it while it does, the JWT key, which
 // everybody has, is activated on time, and nobody else notices anything.
 func TestRotationWaitsForTheSilent(t *testing.T) {
-	a := startAuthorityWith(t, ", caTTL: 1m, defaultX509SVIDTTL: 5s, defaultJWTSVIDTTL: 5s", "")
+	a := startAuthorityWith(t, ", caTTL: 80s, defaultX509SVIDTTL: 8s, defaultJWTSVIDTTL: 8s", "")
 	token := a.token("")
 	n := joined(t, a, a.address, token)
 	a.register("spiffe://"+trustDomain+"/spire/agent/join_token/"+token, "/w")
@@ -243,8 +243,8 @@ func TestRotationWaitsForTheSilent(t *testing.T) {
 	silent := openEnvoy(t.Context(), n, "ROOTCA")
 	<-silent.answer
 
-	// The CA lives for a minute: half of it passes before there is another.
-	halfLife := time.Now().Add(30 * time.Second)
+	// Half of the CA's life passes before there is another.
+	halfLife := time.Now().Add(40 * time.Second)
 	x509Active, _, _ := a.keys("x509")
 	jwtActive, _, _ := a.keys("jwt")
 	var prepared string
