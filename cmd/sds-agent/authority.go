@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -34,6 +36,7 @@ func (n *node) openServer(cfg *config.Agent, td spiffeid.TrustDomain, stateDir s
 		RebootstrapDelay:  time.Duration(s.Rebootstrap.Delay),
 		RequirePQKEM:      s.RequirePQKEM,
 		StateDir:          stateDir,
+		StateOf:           stateOf(cfg),
 		Version:           version,
 		SyncInterval:      time.Duration(s.SyncInterval),
 		WithdrawConfirm:   time.Duration(s.WithdrawConfirm),
@@ -52,6 +55,16 @@ func (n *node) openServer(cfg *config.Agent, td spiffeid.TrustDomain, stateDir s
 	}
 	a.log.Info("identities come from a server", slog.Any("addresses", c.Addresses), slog.String("node_attestation", c.Attestor.Type()))
 	return n.server, nil
+}
+
+// stateOf names the authority that restart state is from. An agent of another
+// one that was on this node since it booted has left identities that nobody here
+// would accept.
+func stateOf(cfg *config.Agent) string {
+	if s := cfg.Authority.SpireServer; s.Enabled() {
+		return strings.Join(slices.Sorted(slices.Values(s.Addresses())), ",")
+	}
+	return "in-process " + cfg.Authority.Embedded.StatePath
 }
 
 // bootstrap is where the first trust bundle comes from; nil = from whoever

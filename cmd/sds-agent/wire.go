@@ -96,6 +96,7 @@ func (a *agent) wire(ctx context.Context) (_ *node, err error) {
 		Order:              n.order,
 		DefaultHint:        cfg.SDS.DefaultHint,
 		StateDir:           stateDir,
+		StateOf:            stateOf(cfg),
 		MaxParked:          cfg.Limits.ParkedPerPod,
 		AvailabilityTarget: time.Duration(cfg.Identity.AvailabilityTarget),
 		MaxIdle:            cfg.Identity.MaxX509SVIDs,

@@ -29,6 +29,9 @@ var (
 	ErrOnDisk = errors.New("private keys must not reach a disk")
 	// ErrUnusable says that a file is none this version can read.
 	ErrUnusable = errors.New("not a state this version reads")
+	// ErrOthers says that a file was left by the same program for somebody
+	// else's secrets; it has been removed.
+	ErrOthers = errors.New("the state was somebody else's")
 )
 
 // Config describes a file.
@@ -37,6 +40,10 @@ type Config struct {
 	Name   string // of the file
 	Header string // what the file is and its version, such as "spiffe-node agent 1 "
 	Limit  int64  // bytes; a larger file is not ours
+	// Of is whose secrets they are, one line, such as the address of who gave
+	// them: a file that says something else is removed, unread. "" = it does not
+	// matter.
+	Of string
 	// AnyFilesystem is for tests that have no tmpfs.
 	AnyFilesystem bool
 }
@@ -80,14 +87,22 @@ func checkMemory(dir string) error {
 
 // Write replaces the file and erases body.
 func (f *File) Write(body []byte) error {
+	if f.cfg.Of != "" {
+		marked := append(fmt.Appendf(make([]byte, 0, len(mark)+len(f.cfg.Of)+1+len(body)), "%s%s\n", mark, f.cfg.Of), body...)
+		clear(body)
+		body = marked
+	}
 	data := Seal(f.cfg.Header, body)
 	clear(body)
 	defer clear(data)
 	return durable.WriteFile(f.path, data, 0o600)
 }
 
+// mark is before the name of an owner. No body begins like that: they are JSON.
+const mark = "of "
+
 // Read is the body that was written last; the error wraps fs.ErrNotExist if
-// there is none. Erase it after use.
+// there is none, ErrOthers if there was one of somebody else. Erase it after use.
 func (f *File) Read() ([]byte, error) {
 	info, err := os.Lstat(f.path)
 	if err != nil {
@@ -106,8 +121,19 @@ func (f *File) Read() ([]byte, error) {
 	body, err := Unseal(f.cfg.Header, data)
 	if err != nil {
 		clear(data)
+		return nil, err
 	}
-	return body, err
+	marked, isMarked := bytes.CutPrefix(body, []byte(mark))
+	if !isMarked {
+		return body, nil
+	}
+	of, body, _ := bytes.Cut(marked, []byte("\n"))
+	if f.cfg.Of != "" && string(of) != f.cfg.Of {
+		err := fmt.Errorf("%w: %q", ErrOthers, of)
+		clear(data)
+		return nil, errors.Join(err, os.Remove(f.path))
+	}
+	return body, nil
 }
 
 // SetAside renames a file that cannot be used; the result is its new name.

@@ -110,3 +110,38 @@ func FuzzUnseal(f *testing.F) {
 		}
 	})
 }
+
+func TestSomebodyElses(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	of := func(owner string) *memstate.File {
+		f, err := memstate.Open(memstate.Config{Dir: dir, Name: "s", Header: header, Limit: 1000, Of: owner, AnyFilesystem: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	if err := open(t, dir).Write([]byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := of("a:1").Read(); err != nil || string(got) != "{}" {
+		t.Errorf("of nobody in particular: %q %v", got, err)
+	}
+	secret := []byte("{1}")
+	if err := of("a:1").Write(secret); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(secret, make([]byte, 3)) {
+		t.Error("the secret is still in memory")
+	}
+	for _, owner := range []string{"a:1", ""} {
+		if got, err := of(owner).Read(); err != nil || string(got) != "{1}" {
+			t.Errorf("read by %q: %q %v", owner, got, err)
+		}
+	}
+	if _, err := of("b:1").Read(); !errors.Is(err, memstate.ErrOthers) {
+		t.Errorf("read by another: %v", err)
+	}
+	if _, err := of("a:1").Read(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it is still there: %v", err)
+	}
+}

@@ -26,6 +26,9 @@ type Config struct {
 	// StateDir is an owner-only directory on tmpfs for what a restarted agent
 	// needs to serve before the authority answers. Empty = nothing is kept.
 	StateDir string
+	// StateOf is the authority that the identities in StateDir are from, in one
+	// line: those of another are erased. "" = whatever is there is loaded.
+	StateOf string
 
 	// MaxParked is how many callers of one pod (Subject.LimitKey) may be
 	// parked at a time. 0 = 64.

@@ -103,7 +103,7 @@ func New(cfg Config) (*Manager, error) {
 	m.trust.Store(new(Trust))
 	m.met.watch(m.firstExpiry)
 	if cfg.StateDir != "" {
-		if m.state, err = openState(cfg.StateDir, cfg.anyFilesystem); err != nil {
+		if m.state, err = openState(cfg.StateDir, cfg.StateOf, cfg.anyFilesystem); err != nil {
 			return nil, err
 		}
 		m.restore()

@@ -37,9 +37,9 @@ type stateFile struct {
 }
 
 // openState checks that keys may be put into dir.
-func openState(dir string, anyFilesystem bool) (*stateFile, error) {
+func openState(dir, of string, anyFilesystem bool) (*stateFile, error) {
 	file, err := memstate.Open(memstate.Config{
-		Dir: dir, Name: stateName, Header: stateHeader, Limit: stateLimit, AnyFilesystem: anyFilesystem,
+		Dir: dir, Name: stateName, Header: stateHeader, Limit: stateLimit, Of: of, AnyFilesystem: anyFilesystem,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("restart state: %w", err)
@@ -100,6 +100,10 @@ func (m *Manager) saveState() {
 func (m *Manager) restore() {
 	body, err := m.state.Read()
 	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if errors.Is(err, memstate.ErrOthers) {
+		m.log.Warn("the restart state was that of another authority and is erased", slog.Any("error", err))
 		return
 	}
 	var bundles *authority.BundleSet

@@ -219,3 +219,29 @@ func TestKeysStayHome(t *testing.T) {
 		t.Error("the log shows the key")
 	}
 }
+
+// An agent that is given another authority of the same trust domain hands out
+// nothing of the one before, which nobody there would accept.
+func TestStateOfAnotherAuthorityIsErased(t *testing.T) {
+	a, b := startAuthority(t, ""), startAuthority(t, "")
+	token := a.token("")
+	n := joined(t, a, a.address, token)
+	a.register("spiffe://"+trustDomain+"/spire/agent/join_token/"+token, "/w")
+	before := leaf(t, secrets(t, openEnvoy(withTimeout(t), n, "default").next())["default"])
+	waitForState(t, n)
+	n.stop()
+
+	edit(t, n.path("agent.yaml"), a.address, b.address)
+	edit(t, n.path("agent.yaml"), a.path("bundle.pem"), b.path("bundle.pem"))
+	token = b.token("")
+	n.setToken(token)
+	b.register("spiffe://"+trustDomain+"/spire/agent/join_token/"+token, "/w")
+	n.start()
+	after := leaf(t, secrets(t, openEnvoy(withTimeout(t), n, "default").next())["default"])
+	if string(after.AuthorityKeyId) == string(before.AuthorityKeyId) {
+		t.Error("the first SVID is one of the authority before")
+	}
+	if !strings.Contains(n.log.String(), "was that of another") {
+		t.Error("the log does not say so")
+	}
+}

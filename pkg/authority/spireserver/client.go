@@ -101,7 +101,7 @@ func New(cfg Config) (*Client, error) {
 	c.follow.init(c)
 	c.ledger = ledger{confirm: cfg.WithdrawConfirm, missing: map[string]absence{}, denied: map[string]bool{}}
 	if cfg.StateDir != "" {
-		if c.state, err = openState(cfg.StateDir, cfg.anyFilesystem); err != nil {
+		if c.state, err = openState(cfg.StateDir, cfg.StateOf, cfg.anyFilesystem); err != nil {
 			c.stop()
 			return nil, err
 		}

@@ -37,6 +37,9 @@ type Config struct {
 	// and the trust bundle. Empty = nothing is kept, and an agent that was
 	// attested by a join token needs a new one after a restart.
 	StateDir string
+	// StateOf is the server that the state is from, in one line: that of another
+	// is erased. "" = whatever is there is loaded.
+	StateOf string
 	// Version is told to the server once. Empty = nothing is told.
 	Version string
 

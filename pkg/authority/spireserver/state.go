@@ -58,9 +58,9 @@ type agentState struct {
 }
 
 // openState checks that a key may be put into dir.
-func openState(dir string, anyFilesystem bool) (*stateFile, error) {
+func openState(dir, of string, anyFilesystem bool) (*stateFile, error) {
 	file, err := memstate.Open(memstate.Config{
-		Dir: dir, Name: stateName, Header: stateHeader, Limit: stateLimit, AnyFilesystem: anyFilesystem,
+		Dir: dir, Name: stateName, Header: stateHeader, Limit: stateLimit, Of: of, AnyFilesystem: anyFilesystem,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("agent state: %w", err)
@@ -172,6 +172,10 @@ func decodeState(body []byte) (*agentState, error) {
 func (c *Client) restore() {
 	body, err := c.state.file.Read()
 	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if errors.Is(err, memstate.ErrOthers) {
+		c.log.Warn("the agent's state was that of another server and is erased; the agent attests anew", slog.Any("error", err))
 		return
 	}
 	if err == nil {
