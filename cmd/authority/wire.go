@@ -192,7 +192,7 @@ func nodeAttestors(td spiffeid.TrustDomain, a *embedded.Authority, cfg config.No
 			TrustDomain:      td,
 			Mode:             x509pop.Mode(x.Mode),
 			CAFiles:          x.CABundlePaths,
-			Bundle:           func() *x509bundle.Bundle { return ownRoots(td, a) },
+			Bundle:           func() *x509bundle.Bundle { return a.OwnBundle().X509Bundle() },
 			SVIDPrefix:       x.SVIDPrefix,
 			AgentPath:        x.AgentPathTemplate,
 			MaxIntermediates: x.MaxIntermediates,
@@ -205,16 +205,6 @@ func nodeAttestors(td spiffeid.TrustDomain, a *embedded.Authority, cfg config.No
 		out = append(out, attestor)
 	}
 	return out, nil
-}
-
-// ownRoots are the trust domain's; a tainted one counts until it is revoked, as
-// it does in a handshake.
-func ownRoots(td spiffeid.TrustDomain, a *embedded.Authority) *x509bundle.Bundle {
-	out := x509bundle.New(td)
-	for _, root := range a.OwnBundle().X509 {
-		out.AddX509Authority(root.Certificate)
-	}
-	return out
 }
 
 // ready is nil when an agent would be served; a CA above that does not answer

@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc/codes"
@@ -59,12 +58,7 @@ func (s *debugService) chain() ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	bundle := s.authority.OwnBundle()
-	roots := x509bundle.New(bundle.TrustDomain)
-	for _, root := range bundle.X509 {
-		roots.AddX509Authority(root.Certificate)
-	}
-	_, chains, err := x509svid.ParseAndVerify(own.Certificate, roots)
+	_, chains, err := x509svid.ParseAndVerify(own.Certificate, s.authority.OwnBundle().X509Bundle())
 	if err != nil {
 		return nil, err
 	}

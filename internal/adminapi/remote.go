@@ -41,7 +41,7 @@ type RemoteConfig struct {
 	// TrustDomain is the authority's; required.
 	TrustDomain spiffeid.TrustDomain
 	// Authority is served; required.
-	Authority RemoteAuthority
+	Authority NodeAuthority
 	// Certificate is presented, see [ServerCertificate]; required.
 	Certificate Certificate
 	// Nodes attest and serve agents; required.
@@ -55,13 +55,6 @@ type RemoteConfig struct {
 	Logger *slog.Logger
 	// Audit gets one record per change, done or refused; nil = Logger.
 	Audit *slog.Logger
-}
-
-// RemoteAuthority is served over TLS, with a server SVID of its own making;
-// *embedded.Authority is one.
-type RemoteAuthority interface {
-	NodeAuthority
-	serverSigner
 }
 
 // Remote is the SPIRE Server API over TLS, for agents, downstream servers and

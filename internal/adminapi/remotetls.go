@@ -22,8 +22,9 @@ import (
 	"github.com/spiffe-node/spiffe-node/pkg/authority"
 )
 
-// serverSigner signs the certificate that the TLS listener presents.
-type serverSigner interface {
+// ServerSigner signs the certificate that TLS listeners present;
+// *embedded.Authority is one.
+type ServerSigner interface {
 	SignServer(ctx context.Context, csr []byte) (*authority.X509Issued, error)
 	// Trusts says whether a certificate's root is in the bundle and not
 	// tainted.
@@ -34,7 +35,7 @@ type serverSigner interface {
 // new one is signed at half of its life, or when its root is tainted. Safe for
 // concurrent use.
 type serverIdentity struct {
-	signer serverSigner
+	signer ServerSigner
 	log    *slog.Logger
 
 	mu      sync.Mutex

@@ -12,7 +12,7 @@ type Certificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 
 // ServerCertificate gives TLS listeners the server's own X509-SVID, renewed in
 // time.
-func ServerCertificate(signer RemoteAuthority, log *slog.Logger) (Certificate, error) {
+func ServerCertificate(signer ServerSigner, log *slog.Logger) (Certificate, error) {
 	if signer == nil {
 		return nil, errors.New("server SVID: authority is missing")
 	}

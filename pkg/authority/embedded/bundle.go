@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -95,6 +96,16 @@ func BundleOf(in *spiffebundle.Bundle) (*Bundle, error) {
 
 // authorityID is the lowercase hex of the subject key identifier.
 func (r Root) authorityID() string { return hex.EncodeToString(r.Certificate.SubjectKeyId) }
+
+// X509Bundle is the roots alone, to verify with. A tainted one counts until it is
+// revoked.
+func (b *Bundle) X509Bundle() *x509bundle.Bundle {
+	out := x509bundle.New(b.TrustDomain)
+	for _, r := range b.X509 {
+		out.AddX509Authority(r.Certificate)
+	}
+	return out
+}
 
 // spiffeBundle is the bundle in go-spiffe's form. Tainted authorities are in
 // it: they count until they are revoked.
