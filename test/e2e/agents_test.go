@@ -1,7 +1,6 @@
 package e2e_test
 
 import (
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -11,26 +10,9 @@ import (
 // product's authority: they attest by k8s_psat with tokens of a real kubelet,
 // and serve pods that the authority registers.
 func TestSPIREAgents(t *testing.T) {
-	if rigOnly() {
-		t.Skip("E2E_RIG_ONLY is set: the product was not built")
-	}
-	dir := spireDir(t)
-	diagnoseOnFailure(t)
-	on = charts()
-	importSPIRE(t, dir, node)
-	if err := node.BuildHelm(within(t, 15*time.Minute), "."); err != nil {
-		t.Fatal(err)
-	}
-	helm(t, "upgrade", "--install", "-n", chartSpace, "spire-crds", "../../deploy/helm/spiffe-node-crds", "--create-namespace")
-	helm(t, append([]string{
-		"upgrade", "--install", "-n", chartSpace, "authority", "../../deploy/helm/spiffe-node", "--wait", "--set", "global.spire.trustDomain=" + trustDomain,
-		"--set", "csiDriverObject.create=false", "--set", "node.serviceAccount.create=false", "--set-string", "node.nodeSelector.nowhere=true",
-	}, here...)...)
-	args := []string{"upgrade", "--install", "-n", chartSpace, "spire", filepath.Join(dir, "charts", "spire"), "--wait"}
-	for _, v := range append(spireValues, "spire-server.enabled=false") {
-		args = append(args, "--set", v)
-	}
-	helm(t, args...)
+	dir := besideSPIRE(t)
+	helmProduct(t, "authority", "--set", "csiDriverObject.create=false", "--set", "node.serviceAccount.create=false", "--set-string", "node.nodeSelector.nowhere=true")
+	helmSPIRE(t, dir, chartSpace, "spire-server.enabled=false")
 
 	namespace(t, "theirs", "web")
 	pod := create(t, "theirs", probePod("web", "web"))
@@ -47,9 +29,7 @@ func TestSPIREAgents(t *testing.T) {
 	}
 	remove(t, pod)
 	helm(t, "delete", "-n", chartSpace, "spire", "--wait")
-	for _, name := range []string{"clusterspiffeids", "clusterstaticentries", "clusterfederatedtrustdomains"} {
-		kubectl(t, "delete", "CustomResourceDefinition", name+".spire.spiffe.io")
-	}
+	deleteCRDs(t)
 	helm(t, "delete", "-n", chartSpace, "authority", "--wait")
 	helm(t, "delete", "-n", chartSpace, "spire-crds", "--wait")
 	kubectl(t, "delete", "namespace", "theirs")

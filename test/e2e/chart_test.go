@@ -129,14 +129,34 @@ func TestChart(t *testing.T) {
 	testUninstall(t)
 }
 
+// helmCRDs installs the chart of the resources.
+func helmCRDs(t *testing.T) {
+	t.Helper()
+	helm(t, "upgrade", "--install", "-n", chartSpace, "spire-crds", "../../deploy/helm/spiffe-node-crds", "--create-namespace")
+}
+
+// helmProduct installs or upgrades the chart as a release, with more flags of helm.
+func helmProduct(t *testing.T, release string, more ...string) {
+	t.Helper()
+	helm(t, slices.Concat([]string{"upgrade", "--install", "-n", chartSpace, release, "../../deploy/helm/spiffe-node", "--wait", "--set", "global.spire.trustDomain=" + trustDomain}, here, more)...)
+}
+
+// deleteCRDs removes the resources and their kinds.
+func deleteCRDs(t *testing.T) {
+	t.Helper()
+	for _, name := range []string{"clusterspiffeids", "clusterstaticentries", "clusterfederatedtrustdomains"} {
+		kubectl(t, "delete", "CustomResourceDefinition", name+".spire.spiffe.io")
+	}
+}
+
 func testInstall(t *testing.T) {
 	t.Helper()
 	if err := node.BuildHelm(within(t, 15*time.Minute), "."); err != nil {
 		t.Fatal(err)
 	}
 	begun := time.Now()
-	helm(t, "upgrade", "--install", "-n", chartSpace, "spire-crds", "../../deploy/helm/spiffe-node-crds", "--create-namespace")
-	helm(t, append([]string{"upgrade", "--install", "-n", chartSpace, "spire", "../../deploy/helm/spiffe-node", "--wait", "--set", "global.spire.trustDomain=" + trustDomain}, here...)...)
+	helmCRDs(t)
+	helmProduct(t, "spire")
 	t.Logf("helm install of both charts -> all Ready: %s", time.Since(begun).Round(time.Millisecond))
 	newProductPod(t)
 }
@@ -191,12 +211,12 @@ func rollOut(t *testing.T, values ...string) {
 		last, _ := probeLog(t, &pod, 10*time.Second, has("default")).Last("default")
 		serials[pod.Metadata.Name] = last.Serial
 	}
-	args := append([]string{"upgrade", "--install", "-n", chartSpace, "spire", "../../deploy/helm/spiffe-node", "--wait", "--set", "global.spire.trustDomain=" + trustDomain}, here...)
+	var flags []string
 	for _, v := range values {
-		args = append(args, "--set", v)
+		flags = append(flags, "--set", v)
 	}
 	begun := time.Now()
-	helm(t, args...)
+	helmProduct(t, "spire", flags...)
 	if err := node.WaitGone(within(t, time.Minute), on.namespace, old.Metadata.Name, old.Metadata.UID); err != nil {
 		t.Fatal(err)
 	}
@@ -429,9 +449,7 @@ spec:
 func testUninstall(t *testing.T) {
 	t.Helper()
 	begun := time.Now()
-	kubectl(t, "delete", "CustomResourceDefinition", "clusterspiffeids.spire.spiffe.io")
-	kubectl(t, "delete", "CustomResourceDefinition", "clusterstaticentries.spire.spiffe.io")
-	kubectl(t, "delete", "CustomResourceDefinition", "clusterfederatedtrustdomains.spire.spiffe.io")
+	deleteCRDs(t)
 	helm(t, "delete", "-n", chartSpace, "spire", "--wait")
 	helm(t, "delete", "-n", chartSpace, "spire-crds", "--wait")
 	t.Logf("helm delete: %s", time.Since(begun).Round(time.Millisecond))

@@ -40,21 +40,8 @@ const managerContainer = `{"spec": {"template": {"spec": {
 // itself: the webhook's certificate and the bundle that the API server trusts
 // it by are the authority's.
 func TestControllerManager(t *testing.T) {
-	if rigOnly() {
-		t.Skip("E2E_RIG_ONLY is set: the product was not built")
-	}
-	dir := spireDir(t)
-	diagnoseOnFailure(t)
-	on = charts()
-	importSPIRE(t, dir, node)
-	if err := node.BuildHelm(within(t, 15*time.Minute), "."); err != nil {
-		t.Fatal(err)
-	}
-	helm(t, "upgrade", "--install", "-n", chartSpace, "spire-crds", "../../deploy/helm/spiffe-node-crds", "--create-namespace")
-	helm(t, append([]string{
-		"upgrade", "--install", "-n", chartSpace, "spire", "../../deploy/helm/spiffe-node", "--wait", "--set", "global.spire.trustDomain=" + trustDomain,
-		"--set", "registration.enabled=false", "--set", "clusterSPIFFEIDs.default.enabled=false",
-	}, here...)...)
+	besideSPIRE(t)
+	helmProduct(t, "spire", "--set", "registration.enabled=false", "--set", "clusterSPIFFEIDs.default.enabled=false")
 	manifest, err := os.ReadFile("testdata/controller-manager.yaml")
 	if err != nil {
 		t.Fatal(err)

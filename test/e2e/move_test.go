@@ -153,7 +153,7 @@ func (m *move) install() {
 		m.t.Fatal(err)
 	}
 	helm(m.t, "upgrade", "--install", "-n", spireSpace, "spire-crds", filepath.Join(m.spire, "charts", "spire-crds"), "--create-namespace")
-	helmSPIRE(m.t, m.spire)
+	helmSPIRE(m.t, m.spire, spireSpace)
 }
 
 // workloads starts pods on both nodes, one of which shakes hands with all.
@@ -398,7 +398,7 @@ func (m *move) removeOld(p *plan) {
 	for _, command := range m.step(p, "When all nodes have moved") {
 		switch {
 		case strings.HasPrefix(command, "# SPIRE's chart:"):
-			helmSPIRE(m.t, m.spire, "spire-agent.enabled=false", "spiffe-csi-driver.enabled=false")
+			helmSPIRE(m.t, m.spire, spireSpace, "spire-agent.enabled=false", "spiffe-csi-driver.enabled=false")
 		case !strings.HasPrefix(command, "#"):
 			m.run(command)
 		}
@@ -434,9 +434,7 @@ func (m *move) end() {
 			remove(m.t, pod)
 		}
 	}
-	for _, name := range []string{"clusterspiffeids", "clusterstaticentries", "clusterfederatedtrustdomains"} {
-		kubectl(m.t, "delete", "CustomResourceDefinition", name+".spire.spiffe.io")
-	}
+	deleteCRDs(m.t)
 	for _, name := range []string{"spiffe-node", "spire", "spire-crds"} {
 		helm(m.t, "delete", "-n", spireSpace, name, "--wait")
 	}

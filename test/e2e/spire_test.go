@@ -95,11 +95,30 @@ var spireValues = []string{
 	"spiffe-csi-driver.nodeDriverRegistrar.image.tag=" + spireTag,
 }
 
-// helmSPIRE installs or upgrades SPIRE's chart.
-func helmSPIRE(t *testing.T, dir string, more ...string) {
+// besideSPIRE makes ready for a test of the chart beside SPIRE's programs on the
+// first node: their images are there, and the resources' kinds. It returns
+// spireDir.
+func besideSPIRE(t *testing.T) (dir string) {
+	t.Helper()
+	if rigOnly() {
+		t.Skip("E2E_RIG_ONLY is set: the product was not built")
+	}
+	dir = spireDir(t)
+	diagnoseOnFailure(t)
+	on = charts()
+	importSPIRE(t, dir, node)
+	if err := node.BuildHelm(within(t, 15*time.Minute), "."); err != nil {
+		t.Fatal(err)
+	}
+	helmCRDs(t)
+	return dir
+}
+
+// helmSPIRE installs or upgrades SPIRE's chart with more values.
+func helmSPIRE(t *testing.T, dir, space string, more ...string) {
 	t.Helper()
 	args := []string{
-		"upgrade", "--install", "-n", spireSpace, "spire", filepath.Join(dir, "charts", "spire"), "--wait",
+		"upgrade", "--install", "-n", space, "spire", filepath.Join(dir, "charts", "spire"), "--wait",
 		"--set", `spire-server.nodeSelector.kubernetes\.io/hostname=` + node.NodeName(),
 	} // where its directory is
 	for _, v := range slices.Concat(spireValues, more) {
